@@ -1,0 +1,58 @@
+# Readapt: one entry point for people and for CI. `make help` lists the targets.
+SHELL := /bin/bash
+PY := .venv/bin/python
+CACHE ?= $(or $(READAPT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/readapt)
+export READAPT_CACHE := $(CACHE)
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help venv check unit control-plane fault e2e test crds lock images demo cluster-up cluster-down clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: .venv/.ready  ## .venv with the locked dependencies
+.venv/.ready: requirements/dev.txt requirements/uv.txt pyproject.toml
+	@scripts/setup-python.sh
+
+check: venv  ## format, lint, types, import rules
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy -p readapt_api -p readapt_operator -p readapt_runtime -p readapt_kernels -p readapt_cluster -p readapt_demo
+	.venv/bin/lint-imports
+
+unit: venv  ## tests that need nothing but Python
+	.venv/bin/pytest -q -m "not control_plane" tests
+
+control-plane: venv  ## tests against a real etcd, kube-apiserver and kube-controller-manager
+	.venv/bin/pytest -q -m control_plane tests
+
+fault: venv  ## the operator killed at its writes, on a real API server
+	.venv/bin/pytest -q tests/control_plane/test_crash_points.py
+
+e2e: venv  ## the thread on a real node: kubelet, containerd, kube-proxy, Helm (root)
+	.venv/bin/pytest -q e2e
+
+test: check unit control-plane e2e  ## everything above
+
+crds: venv  ## CRDs from the models, into crds/ and the chart
+	$(PY) -m readapt_api.schema crds charts/readapt/files/crds
+
+lock: venv  ## lock files from pyproject.toml
+	PATH="$(CURDIR)/.venv/bin:$$PATH" scripts/lock.sh
+
+images: venv  ## both container images with buildah (root)
+	scripts/build-images.sh
+
+cluster-up: venv  ## a Kubernetes node on this machine (root)
+	$(PY) -m readapt_cluster up
+
+cluster-down: venv  ## stops it and leaves nothing behind
+	$(PY) -m readapt_cluster down
+
+demo: venv  ## a base upgrade end to end on a local cluster (root); DATA=DIR takes your data
+	$(PY) -m readapt_demo $(if $(DATA),--data $(DATA))
+
+clean: venv  ## removes what the build made here; the cache stays
+	rm -rf dist out .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,94 @@
+"""Every condition type and reason, documented once.
+
+Conditions are output: the operator never reads back one it wrote. Reconciling and Stalled are never both there.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from readapt_api.contract import Contract
+
+READY = "Ready"
+"""BaseModel: the served set answers. LoRAAdapter: verified on every ready pod of the served revision, at least one."""
+UP_TO_DATE = "UpToDate"
+"""BaseModel: the wished version is served with every adapter. LoRAAdapter: a passing variant for the wished version."""
+SOURCE_READY = "SourceReady"
+"""The sources are in the store and known by their digests."""
+ADAPTERS_READY = "AdaptersReady"
+"""BaseModel: every adapter has a passing variant for the wished version."""
+ROLLED_OUT = "RolledOut"
+"""BaseModel: the Service selects the pods of the wished set and older pods have drained."""
+VARIANT_READY = "VariantReady"
+"""LoRAAdapter: there is a passing variant for the wished version."""
+RECONCILING = "Reconciling"
+"""There is work under way. Absent otherwise."""
+STALLED = "Stalled"
+"""A person must act; nothing is retried until an input of the work or ``readapt.dev/retry`` changes."""
+
+# Reasons of good news.
+SERVING = "Serving"
+VERIFIED = "Verified"
+VERSION_SERVED = "VersionServed"
+FETCHED = "Fetched"
+ALL_ADAPTERS_PASSED = "AllAdaptersPassed"
+SWITCHED = "Switched"
+GATE_NOT_NEEDED = "GateNotNeeded"
+"""A Native variant: there is nothing to compare it with."""
+GATE_PASSED = "GatePassed"
+
+# Reasons of work under way.
+FETCHING = "Fetching"
+EXTRACTING = "Extracting"
+MEASURING_DRIFT = "MeasuringDrift"
+ADAPTING = "Adapting"
+WAITING_FOR_BASE = "WaitingForBase"
+WAITING_FOR_ADAPTERS = "WaitingForAdapters"
+WAITING_FOR_SLOT = "WaitingForSlot"
+"""maxParallelJobs are running."""
+ROLLING_OUT = "RollingOut"
+"""Pods of the new revision start, register and verify."""
+DRAINING = "Draining"
+RETRYING = "Retrying"
+"""A Job failed for a reason that may pass; the next attempt is due."""
+VERIFYING = "Verifying"
+NOT_SERVED_YET = "NotServedYet"
+SUSPENDED = "Suspended"
+"""spec.suspend is true: no new Jobs, no switch."""
+
+# Reasons to stall.
+UNKNOWN_VERSION = "UnknownVersion"
+BASE_NOT_FOUND = "BaseNotFound"
+SOURCE_FAILED = "SourceFailed"
+"""Missing, of another digest than pinned, truncated, not finite, or of shapes that do not fit."""
+EXTRACTION_FAILED = "ExtractionFailed"
+DRIFT_FAILED = "DriftFailed"
+ADAPTATION_FAILED = "AdaptationFailed"
+GATE_FAILED = "GateFailed"
+GATE_UNDECIDED = "GateUndecided"
+RETENTION_TOO_LOW = "RetentionTooLow"
+DATA_MISSING = "DataMissing"
+"""The version changes and there is no data to gate a variant with."""
+NAME_CONFLICT = "NameConflict"
+"""Another, older adapter of this base has the served name."""
+STRAGGLERS_BLOCK = "StragglersBlock"
+"""Adapters without a passing variant hold the switch back (upgrade.stragglers: Block)."""
+FOREIGN_OBJECT = "ForeignObject"
+"""An object of a name that Readapt needs belongs to somebody else; it is neither adopted nor deleted."""
+JOB_FAILED = "JobFailed"
+"""maxAttempts are used up."""
+VERIFICATION_FAILED = "VerificationFailed"
+"""A pod refused the variant: its weights do not do what the Job recorded."""
+
+
+class Condition(Contract):
+    """metav1.Condition."""
+
+    type: str = Field(max_length=316)
+    status: Literal["True", "False", "Unknown"]
+    reason: str = Field(min_length=1, max_length=1024)
+    message: str = Field(max_length=32768)
+    last_transition_time: str = Field(max_length=64, json_schema_extra={"format": "date-time"})
+    observed_generation: int = Field(default=0, ge=0)

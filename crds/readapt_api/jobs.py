@@ -1,0 +1,259 @@
+"""The contract between the operator and the Jobs that it starts.
+
+``readapt-job KIND --request FILE`` reads one request (mounted from a ConfigMap), writes results into the store and
+leaves a ``Summary`` as the container's termination message. Exit codes are those of ``readapt_api.errors``.
+
+An input hash names the work, not the run: kind, contract version, algorithm version, digests of all inputs and the
+parameters that affect the result. Images, uids and serving fields are no part of it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from readapt_api.artifacts import Architecture, Origin
+from readapt_api.contract import Contract, Decimal, Digest
+from readapt_api.digest import digest_of
+
+CONTRACT_VERSION = 1
+ALGORITHM_VERSIONS = {"fetch": 1, "drift": 1, "extract": 1, "adapt": 1}
+"""Raised when a kind's results change for equal inputs; old results then no longer answer for new requests."""
+
+STORE_MOUNT = "/store"
+SOURCES_MOUNT = "/sources"
+REQUEST_FILE = "/etc/readapt/request.json"
+TERMINATION_MESSAGE_BYTES = 4096
+DRIFT_RANK = 32
+"""Rank of the drift factors kept per linear module."""
+
+
+class JobKind(StrEnum):
+    FETCH = "fetch"
+    DRIFT = "drift"
+    EXTRACT = "extract"
+    ADAPT = "adapt"
+
+
+class FetchRole(StrEnum):
+    BASE = "Base"
+    CHECKPOINT = "Checkpoint"
+    ADAPTER = "Adapter"
+    """Becomes a Native variant of ``base``."""
+    DATA = "Data"
+
+
+class FetchSource(Contract):
+    """One source: its URI for messages, where it is mounted, and the digest it must have if the user pinned one."""
+
+    uri: str
+    path: str
+    digest: Digest | None = None
+    name: str = ""
+    """Data: the split, ``train``, ``validation`` or ``test``."""
+
+
+class FetchRequest(Contract):
+    """Bring one source (or the splits of one data set) into the store, verify and describe it.
+
+    Never answered from an old result: the source is read and hashed each time.
+    """
+
+    kind: Literal[JobKind.FETCH] = JobKind.FETCH
+    role: FetchRole
+    sources: tuple[FetchSource, ...] = Field(min_length=1, max_length=3)
+    base: Digest | None = None
+    """Adapter and Checkpoint: the base version whose shapes it must fit."""
+    max_rank: int = 64
+    """Adapter: larger ranks are refused."""
+    prompt_field: str = "prompt"
+    """Data: the stored examples have the keys ``prompt`` and ``completion`` whatever the source calls them."""
+    completion_field: str = "completion"
+
+    @property
+    def input_hash(self) -> Digest:
+        return _hash(self, {"sources": {s: {"path"} for s in range(len(self.sources))}})
+
+
+class DriftRequest(Contract):
+    """The difference of two base versions per linear module: exact norm and low-rank factors."""
+
+    kind: Literal[JobKind.DRIFT] = JobKind.DRIFT
+    old_base: Digest
+    new_base: Digest
+    rank: int = DRIFT_RANK
+
+    @property
+    def input_hash(self) -> Digest:
+        return _hash(self)
+
+
+class GateSettings(Contract):
+    """See ``LoRAAdapter.spec.gate``."""
+
+    metric: Literal["Accuracy"] = "Accuracy"
+    max_regression: Decimal = "0.03"
+    confidence: Decimal = "0.95"
+    max_samples: int = 3000
+
+
+class ExtractRequest(Contract):
+    """A LoRA variant out of a full fine-tuned checkpoint, gated against that checkpoint."""
+
+    kind: Literal[JobKind.EXTRACT] = JobKind.EXTRACT
+    name: str
+    """The adapter's served name, for messages."""
+    base: Digest
+    checkpoint: Digest
+    fixed_rank: int | None = None
+    energy: Decimal | None = None
+    """Exactly one of fixed_rank and energy."""
+    max_rank: int = 64
+    target_modules: tuple[str, ...] = ()
+    """Suffixes of module names (``q_proj``); empty: all linear modules of the decoder layers."""
+    data: Digest | None = None
+    gate: GateSettings = GateSettings()
+
+    @property
+    def input_hash(self) -> Digest:
+        return _hash(self, {"name": True})
+
+
+class AdaptationSettings(Contract):
+    """See ``LoRAAdapter.spec.adaptation``."""
+
+    policy: Literal["Auto", "Copy", "ReLoRA"] = "Auto"
+    min_retention: Decimal = "0.9"
+    trials: int = 8
+    max_steps: int = 300
+    learning_rate: Decimal = "2e-4"
+    batch_size: int = 8
+
+
+class AdaptItem(Contract):
+    """One adapter to carry from the old to the new base."""
+
+    name: str
+    reference: Digest
+    """The Native or Extracted variant on the old base; the gate compares with it."""
+    data: Digest
+    adaptation: AdaptationSettings = AdaptationSettings()
+    gate: GateSettings = GateSettings()
+
+
+class AdaptRequest(Contract):
+    """Carry adapters over one base move; each item has its own input hash and result."""
+
+    kind: Literal[JobKind.ADAPT] = JobKind.ADAPT
+    old_base: Digest
+    new_base: Digest
+    drift: Digest
+    items: tuple[AdaptItem, ...] = Field(min_length=1, max_length=64)
+
+    def item_hash(self, item: AdaptItem) -> Digest:
+        """The input hash of one item; grouping with other items does not change it."""
+        return _hash(self.model_copy(update={"items": (item,)}), {"items": {0: {"name"}}})
+
+
+def _hash(request: Contract, exclude: object = None) -> Digest:
+    kind = str(request.model_dump()["kind"])
+    document = request.model_dump(mode="json", by_alias=True, exclude=exclude)  # type: ignore[arg-type]
+    return digest_of({"contract": CONTRACT_VERSION, "algorithm": ALGORITHM_VERSIONS[kind], "request": document})
+
+
+Request = Annotated[FetchRequest | DriftRequest | ExtractRequest | AdaptRequest, Field(discriminator="kind")]
+
+
+class Interval(Contract):
+    """Confidence interval of (new score - reference score), in the metric's unit; one-sided level on each end."""
+
+    lower: float
+    upper: float
+
+
+class GateVerdict(StrEnum):
+    PASSED = "Passed"
+    FAILED = "Failed"
+    UNDECIDED = "Undecided"
+    """maxSamples examples were not enough; ``samples_needed`` says how many would be."""
+    NOT_NEEDED = "NotNeeded"
+    """Native: there is nothing to compare with."""
+
+
+class RungResult(Contract):
+    """What one rung of the ladder came to."""
+
+    origin: Origin
+    verdict: GateVerdict
+    score: float
+    reference: float
+    """Score of the old pair (extract: of the checkpoint) on the same examples."""
+    interval: Interval
+    samples: int
+    samples_needed: int | None = None
+    retention: float | None = None
+    """1 is the new base's behaviour, 0 the old one's; None where it cannot be measured."""
+    retention_floor: float | None = None
+    seconds: float
+    message: str = Field(default="", max_length=300)
+
+
+class Outcome(Contract):
+    """The result of one item of extract or adapt; also what ``results/<input hash>.json`` holds."""
+
+    name: str
+    input_hash: Digest
+    passed: bool
+    variant: Digest | None = None
+    """The variant that passed; none when the ladder is exhausted."""
+    origin: Origin | None = None
+    rank: int | None = None
+    rungs: tuple[RungResult, ...] = ()
+    """In the order they were tried; the last one decided."""
+    repair_seconds: float = 0.0
+    reason: str = ""
+    """A reason of ``readapt_api.conditions``: GatePassed, GateFailed, GateUndecided, RetentionTooLow."""
+    message: str = Field(default="", max_length=500)
+    evidence: Digest | None = None
+    """sha256 of results/<hex>.evidence.json in the store: scores, seeds, curves, interval."""
+
+
+class FetchOutcome(Contract):
+    """What a fetch found."""
+
+    input_hash: Digest
+    digest: Digest
+    """Of the source. For role Adapter the variant has a digest of its own."""
+    size_bytes: int
+    architecture: Architecture | None = None
+    variant: Digest | None = None
+    rank: int | None = None
+    files: int = 0
+    samples: dict[str, int] = Field(default_factory=dict)
+    """Data: examples per split."""
+
+
+class DriftOutcome(Contract):
+    """What a drift Job left."""
+
+    input_hash: Digest
+    digest: Digest
+    relative_norm: float
+    """‖W1 - W0‖ / ‖W0‖ over all linear modules."""
+    captured_energy: float
+    """Share of ‖W1 - W0‖² that the low-rank factors hold."""
+
+
+class Summary(Contract):
+    """The termination message, at most TERMINATION_MESSAGE_BYTES of JSON."""
+
+    kind: JobKind
+    ok: bool
+    """False: ``reason`` and ``message`` say what was wrong, the exit code says whether to try again."""
+    reason: str = ""
+    message: str = Field(default="", max_length=800)
+    fetch: FetchOutcome | None = None
+    drift: DriftOutcome | None = None
+    outcomes: tuple[Outcome, ...] = ()

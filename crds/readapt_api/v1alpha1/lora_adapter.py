@@ -1,0 +1,206 @@
+"""``LoRAAdapter`` (rla): behaviour on top of a base model, under one served name."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from readapt_api.artifacts import Origin
+from readapt_api.conditions import Condition
+from readapt_api.contract import Contract, Decimal, Digest, Name
+from readapt_api.v1alpha1.shared import NAME_RULE, BaseModelRef, ObjectMeta, Source, cel, map_list
+
+
+class Policy(StrEnum):
+    """Which rungs of the ladder may be tried, cheapest first."""
+
+    AUTO = "Auto"
+    COPY = "Copy"
+    RELORA = "ReLoRA"
+
+
+class Metric(StrEnum):
+    ACCURACY = "Accuracy"
+    """Share of examples whose likeliest completion, among the distinct completions of train, is the right one."""
+
+
+class AdapterSource(Source):
+    """An existing PEFT adapter."""
+
+    base_version: Name = Field(description="The version of the base that it was trained on.")
+
+
+class Rank(Contract):
+    """How many ranks an extracted adapter gets."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(("has(self.fixed) != has(self.energy)", "exactly one of fixed and energy must be set"))
+    )
+    fixed: int | None = Field(default=None, ge=1, le=512)
+    energy: Decimal | None = Field(
+        default=None,
+        description="Share of the squared norm of the weight difference to keep, above 0 and at most 1.",
+        json_schema_extra=cel(("double(self) > 0.0 && double(self) <= 1.0", "energy must be above 0 and at most 1")),
+    )
+
+
+class CheckpointSource(Source):
+    """A full fine-tuned checkpoint; the adapter is extracted from its difference to the base (PHLoRA)."""
+
+    base_version: Name
+    rank: Rank = Rank(energy="0.95")
+    max_rank: int = Field(default=64, ge=1, le=512)
+    target_modules: tuple[Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_]+$")], ...] = Field(
+        default=(),
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+        description="Linear modules such as q_proj; none: all of the decoder layers.",
+    )
+
+
+class AdapterOrCheckpoint(Contract):
+    """Exactly one of the two."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            ("has(self.adapter) != has(self.checkpoint)", "exactly one of adapter and checkpoint must be set"),
+            ("has(self.adapter) == has(oldSelf.adapter)", "the kind of source is immutable"),
+        )
+    )
+    adapter: AdapterSource | None = None
+    checkpoint: CheckpointSource | None = None
+
+
+class Data(Contract):
+    """Labelled examples, JSON Lines. They repair the adapter and judge the repair."""
+
+    train: Source
+    validation: Source
+    test: Source | None = Field(
+        default=None, description="Judges alone. Without it a fixed part of validation is set aside for that."
+    )
+    prompt_field: str = Field(default="prompt", min_length=1, max_length=64)
+    completion_field: str = Field(default="completion", min_length=1, max_length=64)
+
+
+class Search(Contract):
+    trials: int = Field(default=8, ge=2, le=200)
+
+
+class Tuning(Contract):
+    max_steps: int = Field(default=300, ge=1, le=100000)
+    learning_rate: Decimal = "2e-4"
+    batch_size: int = Field(default=8, ge=1, le=1024)
+
+
+class Adaptation(Contract):
+    """How the adapter is carried to another version."""
+
+    policy: Policy = Policy.AUTO
+    min_retention: Decimal = Field(
+        default="0.9",
+        description="Share of Copy's retention of the new base's behaviour that a repaired variant must keep.",
+        json_schema_extra=cel(("double(self) <= 1.0", "minRetention must be at most 1")),
+    )
+    search: Search = Search()
+    tuning: Tuning = Tuning()
+
+
+class Gate(Contract):
+    """The test that a variant must pass before anyone is served by it."""
+
+    metric: Metric = Metric.ACCURACY
+    max_regression: Decimal = Field(
+        default="0.03",
+        description="Loss against the reference that is acceptable, in the metric's unit (0.03 is 3 points).",
+        json_schema_extra=cel(
+            ("double(self) > 0.0 && double(self) < 1.0", "maxRegression must be above 0 and below 1")
+        ),
+    )
+    confidence: Decimal = Field(
+        default="0.95",
+        json_schema_extra=cel(("double(self) >= 0.5 && double(self) < 1.0", "confidence must be in [0.5, 1)")),
+    )
+    max_samples: int = Field(default=3000, ge=10, le=1000000)
+
+
+class LoRAAdapterSpec(Contract):
+    """What is wished for."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "has(self.servedName) == has(oldSelf.servedName)"
+                " && (!has(self.servedName) || self.servedName == oldSelf.servedName)",
+                "servedName cannot change, appear or disappear",
+            ),
+        )
+    )
+    base_model_ref: BaseModelRef = Field(json_schema_extra=cel(("self == oldSelf", "baseModelRef is immutable")))
+    served_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")] | None = (
+        Field(default=None, max_length=63, description="What clients send as `model`; otherwise metadata.name.")
+    )
+    source: AdapterOrCheckpoint
+    data: Data | None = Field(default=None, description="Without data an adapter cannot be moved to another version.")
+    adaptation: Adaptation = Adaptation()
+    gate: Gate = Gate()
+
+
+class VariantStatus(Contract):
+    """One cell of the matrix adapter x base version; a record."""
+
+    base_digest: Digest
+    source_digest: Digest
+    base_version: str = Field(max_length=40)
+    digest: Digest | None = Field(default=None, description="None while no variant has passed.")
+    input_hash: Digest | None = None
+    origin: Origin | None = None
+    passed: bool = False
+    reason: str = Field(default="", max_length=64)
+    message: str = Field(default="", max_length=500)
+    rank: int | None = None
+    score: str | None = Field(default=None, max_length=16)
+    reference: str | None = Field(default=None, max_length=16)
+    copy_score: str | None = Field(default=None, max_length=16)
+    interval: str | None = Field(default=None, max_length=40)
+    retention: str | None = Field(default=None, max_length=16)
+    repair_seconds: int | None = None
+    ready_seconds: int | None = None
+    job: str | None = Field(default=None, max_length=63)
+    evidence: Digest | None = None
+
+
+class LoRAAdapterStatus(Contract):
+    """Records (source and data digests, variants: may be read back) and output."""
+
+    model_config = ConfigDict(extra="ignore")
+    observed_generation: int = 0
+    conditions: tuple[Condition, ...] = Field(default=(), max_length=16, json_schema_extra=map_list("type"))
+    source_digest: Digest | None = None
+    data_digest: Digest | None = None
+    data_key: Digest | None = Field(default=None, description="Hash of the data spec that dataDigest belongs to.")
+    served_version: str | None = Field(default=None, max_length=40)
+    served_digest: Digest | None = None
+    verified: str = Field(default="0/0", max_length=24)
+    origin: str | None = Field(default=None, max_length=16)
+    score: str | None = Field(default=None, max_length=16)
+    variants: tuple[VariantStatus, ...] = Field(
+        default=(), max_length=16, json_schema_extra=map_list("baseDigest", "sourceDigest")
+    )
+
+
+class LoRAAdapterResource(Contract):
+    """The object as the API server stores it."""
+
+    model_config = ConfigDict(extra="ignore", json_schema_extra=cel(NAME_RULE))
+    api_version: Literal["readapt.dev/v1alpha1"] = "readapt.dev/v1alpha1"
+    kind: Literal["LoRAAdapter"] = "LoRAAdapter"
+    metadata: ObjectMeta
+    spec: LoRAAdapterSpec
+    status: LoRAAdapterStatus = LoRAAdapterStatus()
+
+    @property
+    def served_name(self) -> str:
+        return self.spec.served_name or self.metadata.name

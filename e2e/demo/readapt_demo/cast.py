@@ -1,0 +1,42 @@
+"""What an upgrade is shown with: two base versions, an adapter, a checkpoint, and their data, all as folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One adapter of the show."""
+
+    name: str
+    kind: str
+    """``adapter`` (a PEFT folder trained on v1) or ``checkpoint`` (a full fine-tuned model of v1)."""
+    weights: Path
+    data: Path
+    """train.jsonl, validation.jsonl and test.jsonl."""
+    rank: str = "rank: {energy: '0.95'}"
+    """Checkpoint: how the rank of the extracted adapter is chosen, as YAML."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Everything that has to lie on the sources volume before the show."""
+
+    base: str
+    v1: Path
+    v2: Path
+    roles: tuple[Role, ...]
+    adaptation: str = ""
+    """YAML of spec.adaptation for both adapters, or nothing for the defaults."""
+    gate: str = "{maxRegression: '0.03', maxSamples: 3000}"
+    serving: str = "{maxModelLen: 512, poolMemory: 512Mi}"
+
+    def folders(self) -> dict[str, Path]:
+        """Path on the sources volume to local folder."""
+        found = {"base/v1": self.v1, "base/v2": self.v2}
+        for role in self.roles:
+            found[f"{role.name}/weights"] = role.weights
+            found[f"{role.name}/data"] = role.data
+        return found

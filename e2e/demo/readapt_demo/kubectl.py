@@ -1,0 +1,48 @@
+"""kubectl, as a user runs it, against one kubeconfig and no other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from readapt_demo.manifests import NAMESPACE
+
+
+class KubectlFailed(RuntimeError):
+    """kubectl ended with an error; the message is its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kubectl:
+    """Runs ``kubectl --kubeconfig FILE``; everything is in the demo's namespace unless told otherwise."""
+
+    program: Path
+    kubeconfig: Path
+
+    def __call__(self, *words: str, stdin: str | None = None, timeout_s: float = 60.0) -> str:
+        """Standard output; raises KubectlFailed with standard error."""
+        command = [str(self.program), "--kubeconfig", str(self.kubeconfig), "--namespace", NAMESPACE, *words]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+        if done.returncode:
+            raise KubectlFailed(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def apply(self, manifest: str) -> str:
+        """``kubectl apply -f -``."""
+        return self("apply", "-f", "-", stdin=manifest)
+
+    def get(self, kind: str, name: str = "", *words: str) -> dict[str, Any]:
+        """The object or list as a document."""
+        found: dict[str, Any] = json.loads(self("get", kind, *([name] if name else []), *words, "-o", "json"))
+        return found
+
+    def wait(self, what: str, condition: str, timeout_s: int) -> None:
+        """``kubectl wait --for=CONDITION``."""
+        self("wait", f"--for={condition}", what, f"--timeout={timeout_s}s", timeout_s=timeout_s + 30)
+
+    def overview(self) -> str:
+        """What a user sees: ``kubectl get rbm,rla``."""
+        return self("get", "rbm,rla")
