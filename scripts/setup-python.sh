@@ -32,6 +32,6 @@ fi
 say "installing locked dependencies (torch among them: about 1 min the first time, seconds later)"
 .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements/dev.txt
-.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+.venv/bin/uv pip install --quiet --native-tls --python .venv/bin/python --require-hashes -r requirements/dev.txt
+.venv/bin/uv pip install --quiet --native-tls --python .venv/bin/python --no-deps --no-build-isolation --editable .
 touch .venv/.ready

@@ -40,7 +40,14 @@ def _make() -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch:
         root = Path(scratch) / "root"
         with step(f"Making a minimal Debian {SUITE}", "60 s"):
-            make = ["debootstrap", "--variant=minbase", f"--include={_INCLUDE}", SUITE, root, *_mirror()]
+            make: list[str | Path] = [
+                "debootstrap",
+                "--variant=minbase",
+                f"--include={_INCLUDE}",
+                SUITE,
+                root,
+                *_mirror(),
+            ]
             run([*_OWN_NAMESPACE, *make], timeout_s=1800)
         with step(f"Importing it as {NAME}", "10 s"):
             _commit(root)

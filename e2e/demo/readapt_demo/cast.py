@@ -32,6 +32,15 @@ class Cast:
     """YAML of spec.adaptation for both adapters, or nothing for the defaults."""
     gate: str = "{maxRegression: '0.03', maxSamples: 3000}"
     serving: str = "{maxModelLen: 512, poolMemory: 512Mi}"
+    questions: tuple[str, ...] = (
+        "The capital of France is",
+        "Once upon a time there was a",
+        "To boil an egg you first",
+        "The three primary colours are",
+        "My favourite season is winter because",
+        "A list of things to pack:",
+    )
+    """What clients ask every model during the upgrade; away from the adapters' tasks old and new sets differ most."""
 
     def folders(self) -> dict[str, Path]:
         """Path on the sources volume to local folder."""

@@ -66,6 +66,13 @@ def _link_tree(source: Path, target: Path) -> None:
         shutil.copytree(source, target)
 
 
+def uninstall(kube: Kubectl) -> None:
+    """``helm uninstall``; CRDs and what users applied stay."""
+    helm = binaries.path_folder() / "helm"
+    words = [helm, "--kubeconfig", kube.kubeconfig, "uninstall", "readapt", "--namespace", OPERATOR_NAMESPACE, "--wait"]
+    subprocess.run([str(word) for word in words], check=True)
+
+
 def install(checkout: Path, kube: Kubectl) -> None:
     """``helm upgrade --install`` of the chart, watching the demo's namespace alone."""
     helm = binaries.path_folder() / "helm"

@@ -19,16 +19,17 @@ Progress = Callable[[str], None]
 _LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def load(folder: Path) -> tuple[Any, Any]:
-    """(fp32 model with eager attention, tokenizer); flash attention is slow in training on CPU."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """(model with eager attention, tokenizer); flash attention is slow in training on CPU."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     return model, AutoTokenizer.from_pretrained(folder)
 
 
 def train_adapter(base: Path, examples: Sequence[dict[str, str]], out: Path, steps: int, say: Progress) -> None:
     """A PEFT LoRA of rank 8 on all linear modules, saved as PEFT saves it."""
     torch.manual_seed(0)
-    model, tokenizer = load(base)
+    # Frozen weights in bf16 spare a cast a step; PEFT keeps the adapter's own in fp32.
+    model, tokenizer = load(base, torch.bfloat16)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=_LORA_MODULES, task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
     _fit(model, tokenizer, examples, steps=steps, learning_rate=1e-3, say=say)

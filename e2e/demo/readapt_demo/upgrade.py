@@ -17,14 +17,6 @@ from readapt_demo.kubectl import Kubectl
 from readapt_demo.traffic import Answer, Traffic, ask
 
 Say = Callable[[str], None]
-_PROMPTS = (
-    "The capital of France is",
-    "Once upon a time there was a",
-    "To boil an egg you first",
-    "The three primary colours are",
-    "My favourite season is winter because",
-    "A list of things to pack:",
-)
 
 
 class DemoFailed(RuntimeError):
@@ -131,7 +123,7 @@ class Show:
 
     def _questions(self) -> list[tuple[str, str]]:
         models = [self.cast.base, *(role.name for role in self.cast.roles)]
-        return [(model, prompt) for prompt in _PROMPTS for model in models]
+        return [(model, prompt) for prompt in self.cast.questions for model in models]
 
     def _greet(self, url: str) -> None:
         """Asks base and adapters once through the Service and shows the answers."""
@@ -159,7 +151,7 @@ class Show:
         return self.store / "artifacts" / digest.removeprefix("sha256:")
 
     def _judge(self, answers: Sequence[Answer]) -> list[str]:
-        return judge.mixed_sets(answers, self.pairs, judge.expected_texts(self.pairs, _PROMPTS))
+        return judge.mixed_sets(answers, self.pairs, judge.expected_texts(self.pairs, self.cast.questions))
 
     def _job_uids(self) -> set[str]:
         return {job["metadata"]["uid"] for job in self.kubectl.get("jobs")["items"]}

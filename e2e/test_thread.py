@@ -1,0 +1,94 @@
+"""The thread on a real node: Helm install, two adapters, a base upgrade under load, roll-back, with a tiny Llama.
+
+The same show as ``make demo``, on models that a test can train. Images, cluster, chart and clients are the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from readapt_cluster import node
+from readapt_demo import stage
+from readapt_demo.cast import Cast, Role
+from readapt_demo.kubectl import Kubectl
+from readapt_demo.upgrade import Show
+from readapt_testing.tiny_models import TinyModels, tiny_models
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def _cast(models: TinyModels) -> Cast:
+    roles = tuple(
+        Role(name=f"tiny-{kind}", kind=kind, weights=weights, data=models.root / "data" / kind)
+        for kind, weights in (("adapter", models.adapter), ("checkpoint", models.checkpoint))
+    )
+    questions = tuple(models.prompts("adapter", 3) + models.prompts("checkpoint", 3))
+    return Cast(
+        base="tiny",
+        v1=models.v1,
+        v2=models.v2,
+        roles=roles,
+        gate="{maxRegression: '0.03', maxSamples: 1000}",
+        serving="{maxModelLen: 128, poolMemory: 64Mi}",
+        questions=questions,
+    )
+
+
+@pytest.fixture(scope="module")
+def stage_is_set(fixture_cache: Path) -> Iterator[tuple[Cast, Kubectl, Path]]:
+    """Images built, node up, volumes laid out, Readapt installed by Helm; all of it down again afterwards."""
+    cast = _cast(tiny_models(fixture_cache))
+    stage.build_images(CHECKOUT)
+    try:
+        stage.start_cluster(CHECKOUT)
+        kube = stage.kubectl(CHECKOUT)
+        store = stage.lay_out(cast, kube)
+        stage.install(CHECKOUT, kube)
+        yield cast, kube, store
+    finally:
+        node.down()
+
+
+@pytest.fixture(scope="module")
+def report(stage_is_set: tuple[Cast, Kubectl, Path]) -> dict[str, Any]:
+    """What the show reports."""
+    cast, kube, store = stage_is_set
+    return Show(cast, kube, store, lambda text: _log(text), wait_s=900).run()
+
+
+def _log(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def test_no_request_fails_while_the_base_moves_there_and_back(report: dict[str, Any]) -> None:
+    assert report["requests"]["sent"] > 20
+    assert report["requests"]["failed"] == 0
+
+
+def test_every_answer_comes_from_a_base_and_a_variant_made_for_each_other(report: dict[str, Any]) -> None:
+    assert report["mixed_sets"] == 0
+
+
+def test_copy_fails_the_gate_and_relora_passes_it(report: dict[str, Any]) -> None:
+    for row in report["adapters"]:
+        assert row["origin"] == "ReLoRA", json.dumps(row)
+        assert row["score_copy"] <= row["score_before"] - 0.04, json.dumps(row)
+        assert row["score_after"] >= row["score_before"] - 0.03, json.dumps(row)
+
+
+def test_rolling_back_starts_no_job(report: dict[str, Any]) -> None:
+    assert report["rollback_jobs"] == 0
+
+
+def test_uninstalling_keeps_the_resources_and_what_is_served(stage_is_set: tuple[Cast, Kubectl, Path]) -> None:
+    cast, kube, _ = stage_is_set
+    stage.uninstall(kube)
+    assert kube.get("basemodel", cast.base)["status"]["version"] == "v1"
+    assert kube.get("deployments", "", "-l", f"readapt.dev/base={cast.base}")["items"]
+    stage.install(CHECKOUT, kube)
