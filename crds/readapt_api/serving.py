@@ -130,7 +130,7 @@ class PodState(Contract):
     revision: str
     base: Digest
     sequence: int
-    set_digest: Digest | None
+    set_digest: Digest | None = None
     ready: bool
     draining: bool
     in_flight: int

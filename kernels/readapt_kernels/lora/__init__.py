@@ -1,0 +1,1 @@
+"""LoRA on ragged batches: shrink to the rank, expand to the output."""

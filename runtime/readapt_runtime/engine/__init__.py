@@ -1,0 +1,1 @@
+"""The engine: admit -> schedule -> run -> settle over one page pool."""

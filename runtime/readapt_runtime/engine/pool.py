@@ -1,0 +1,176 @@
+"""The page pool: KV blocks and adapter weights as entries of one allocation.
+
+In: sizes from the config. Out: entries (lists of page indices) for the scheduler and the residency, and typed views
+for the backends. One page holds, for every layer, either 16 tokens of K and V or a stretch of an adapter's rank rows.
+The free list lives on the host; nothing here synchronises with a device.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+
+from readapt_api.errors import Terminal, Transient
+from readapt_runtime.model.config import DecoderConfig
+
+BLOCK_TOKENS = 16
+
+
+class PoolTooSmall(Terminal):
+    """The configured memory does not hold even one page per layer, or not the thing that was asked for."""
+
+
+class PoolExhausted(Transient):
+    """Not enough free pages now; nothing was allocated."""
+
+
+class PoolCorrupt(RuntimeError):
+    """The conservation law is broken: a bug."""
+
+
+class PageKind(StrEnum):
+    KV = "kv"
+    ADAPTER = "adapter"
+
+
+class PageOrder(StrEnum):
+    """Which index is the slow one: a page's layers lie together (GPU copies), or a layer's pages (CPU views)."""
+
+    PAGE_MAJOR = "page-major"
+    LAYER_MAJOR = "layer-major"
+
+
+@dataclass(frozen=True, slots=True)
+class PageLayout:
+    """The shape of a page: ``elements`` per layer, ``[2, tokens, kv heads, head dim]`` when it holds KV."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, config: DecoderConfig) -> PageLayout:
+        return cls(config.num_layers, config.num_kv_heads, config.head_dim)
+
+    @property
+    def elements(self) -> int:
+        return 2 * BLOCK_TOKENS * self.num_kv_heads * self.head_dim
+
+    def page_bytes(self, dtype: torch.dtype) -> int:
+        return self.num_layers * self.elements * dtype.itemsize
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """Pages that belong together; owned by whoever allocated them until ``release``."""
+
+    kind: PageKind
+    pages: tuple[int, ...]
+
+    @property
+    def consecutive(self) -> bool:
+        return all(b == a + 1 for a, b in zip(self.pages, self.pages[1:], strict=False))
+
+
+class PagePool:
+    """``pages`` is the typed view ``[num_pages, num_layers, elements]`` of the one allocation, in either order."""
+
+    def __init__(
+        self,
+        layout: PageLayout,
+        memory_bytes: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        order: PageOrder | None = None,
+    ) -> None:
+        self.layout = layout
+        self.dtype = dtype
+        self.device = device
+        self.order = order or (PageOrder.LAYER_MAJOR if device.type == "cpu" else PageOrder.PAGE_MAJOR)
+        self.num_pages = memory_bytes // layout.page_bytes(dtype)
+        if self.num_pages < 1:
+            raise PoolTooSmall(f"{memory_bytes} bytes hold no page of {layout.page_bytes(dtype)} bytes")
+        self._bytes = torch.empty(self.num_pages * layout.page_bytes(dtype), dtype=torch.uint8, device=device)
+        self.pages = self._view()
+        self._free = list(range(self.num_pages))  # sorted, so that runs are found
+        self._entries: set[Entry] = set()
+
+    def _view(self) -> torch.Tensor:
+        typed = self._bytes.view(self.dtype)
+        if self.order is PageOrder.PAGE_MAJOR:
+            return typed.view(self.num_pages, self.layout.num_layers, self.layout.elements)
+        return typed.view(self.layout.num_layers, self.num_pages, self.layout.elements).transpose(0, 1)
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def pages_used(self, kind: PageKind) -> int:
+        return sum(len(e.pages) for e in self._entries if e.kind is kind)
+
+    def can_allocate(self, count: int) -> bool:
+        return count <= len(self._free)
+
+    def allocate(self, kind: PageKind, count: int) -> Entry:
+        """``count`` pages, consecutive where a run is free; raises PoolExhausted and changes nothing otherwise.
+
+        KV pages are zeroed: attention reads whole blocks and masks the tail, and a masked NaN is still a NaN.
+        """
+        if not self.can_allocate(count):
+            raise PoolExhausted(f"{count} pages wanted, {len(self._free)} free")
+        start = self._find_run(count)
+        taken = tuple(self._free[start : start + count])
+        del self._free[start : start + count]
+        entry = Entry(kind, taken)
+        self._entries.add(entry)
+        if kind is PageKind.KV and taken:
+            self.pages[list(taken)] = 0
+        return entry
+
+    def _find_run(self, count: int) -> int:
+        """The index in the free list where ``count`` consecutive pages start, or 0 when there is no such run."""
+        for i in range(len(self._free) - count + 1):
+            if count == 0 or self._free[i + count - 1] == self._free[i] + count - 1:
+                return i
+        return 0
+
+    def release(self, entry: Entry) -> None:
+        """Gives the pages back; an entry is released once."""
+        if entry not in self._entries:
+            raise PoolCorrupt(f"released twice or never allocated: {entry}")
+        self._entries.remove(entry)
+        for page in entry.pages:
+            insort(self._free, page)
+
+    def kv(self, layer: int) -> torch.Tensor:
+        """``[num_pages, 2, block tokens, kv heads, head dim]``: K and V of a layer."""
+        layout = self.layout
+        return self.pages[:, layer].view(self.num_pages, 2, BLOCK_TOKENS, layout.num_kv_heads, layout.head_dim)
+
+    def flat(self, entry: Entry, layer: int) -> torch.Tensor:
+        """``[pages * elements]`` of an entry in one layer: a view when its pages are neighbours, else a copy."""
+        if self.order is PageOrder.LAYER_MAJOR and entry.consecutive:
+            first = entry.pages[0]
+            return self.pages[first : first + len(entry.pages), layer].view(-1)
+        return self.pages[list(entry.pages), layer].reshape(-1)
+
+    def check(self) -> None:
+        """Free + KV + adapters = total, and no page has two owners; raises PoolCorrupt."""
+        owned = [page for entry in self._entries for page in entry.pages]
+        everything = sorted(owned + self._free)
+        if everything != list(range(self.num_pages)):
+            raise PoolCorrupt(f"{len(self._free)} free + {len(owned)} owned pages do not make up {self.num_pages}")
+        if any(a >= b for a, b in zip(self._free, self._free[1:], strict=False)):
+            raise PoolCorrupt("the free list is not sorted")
+
+    def is_free(self, page: int) -> bool:
+        at = bisect_left(self._free, page)
+        return at < len(self._free) and self._free[at] == page
+
+
+def kv_pages(num_tokens: int) -> int:
+    """Pages for the keys and values of ``num_tokens``."""
+    return -(-num_tokens // BLOCK_TOKENS)

@@ -1,0 +1,48 @@
+"""Next tokens for the sampled rows of a step, all rows in one batch.
+
+Each random request owns a generator seeded by itself, so its draws do not depend on who shares the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from readapt_runtime.engine.core import Sequence
+
+GREEDY_BELOW = 1e-5
+
+
+def sample(logits: torch.Tensor, seqs: list[Sequence]) -> list[int]:
+    """One token per row: logits ``[rows, vocab]`` float32; greedy rows take the first largest."""
+    tokens = logits.argmax(dim=-1)
+    random_rows = [i for i, seq in enumerate(seqs) if seq.request.sampling.temperature >= GREEDY_BELOW]
+    if random_rows:
+        tokens[random_rows] = _draw(logits[random_rows], [seqs[i] for i in random_rows])
+    return [int(token) for token in tokens.tolist()]
+
+
+def _draw(logits: torch.Tensor, seqs: list[Sequence]) -> torch.Tensor:
+    """Nucleus sampling by inversion: the sorted distribution is cut at top_p and one uniform number picks from it."""
+    params = [seq.request.sampling for seq in seqs]
+    temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=logits.device)
+    top_p = torch.tensor([p.top_p for p in params], dtype=torch.float32, device=logits.device)
+    probs, order = torch.softmax(logits / temperature[:, None], dim=-1).sort(dim=-1, descending=True, stable=True)
+    before = probs.cumsum(dim=-1) - probs  # mass of the likelier tokens; 0 for the first, which is always kept
+    kept = torch.where(before < top_p[:, None], probs, 0.0)
+    mass = kept.cumsum(dim=-1)
+    point = torch.tensor([[_uniform(seq)] for seq in seqs], dtype=torch.float32, device=logits.device) * mass[:, -1:]
+    rank = torch.searchsorted(mass, point, right=True).clamp(max=logits.shape[-1] - 1)
+    # rounding may put the point at the very end of the mass: fall back to the last kept token
+    rank = torch.minimum(rank, (kept > 0).sum(dim=-1, keepdim=True) - 1)
+    return order.gather(1, rank).squeeze(1)
+
+
+def _uniform(seq: Sequence) -> float:
+    if seq.generator is None:
+        seq.generator = torch.Generator()
+        seed = seq.request.sampling.seed
+        if seed is None:
+            seq.generator.seed()
+        else:
+            seq.generator.manual_seed(seed)
+    return float(torch.rand((), generator=seq.generator))

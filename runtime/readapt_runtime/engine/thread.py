@@ -1,0 +1,93 @@
+"""The engine's thread: commands in through one queue, events out through each request's ``emit``."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+from readapt_runtime.engine.core import EngineDead, Failure, Request, Variant
+from readapt_runtime.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+
+_Command = Callable[[Engine], None]
+
+
+class EngineThread:
+    """Drives ``Engine.step`` while there is work; every method may be called from any thread."""
+
+    def __init__(self, engine: Engine, on_death: Callable[[], None] = lambda: None) -> None:
+        self._engine = engine
+        self._on_death = on_death
+        self._inbox: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._gate = threading.Lock()  # orders submissions against the end of the loop: none is lost between the two
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self.error: Exception | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self.error is None and self._thread.is_alive()
+
+    def submit(self, request: Request) -> None:
+        """Queues the request; its events follow, at least one."""
+        with self._gate:
+            if not self._closed:
+                self._inbox.put(lambda engine: engine.add(request))
+                return
+        request.emit(Failure(EngineDead("the engine has stopped")))
+
+    def cancel(self, request: Request) -> None:
+        self._inbox.put(lambda engine: engine.cancel(request))
+
+    def forget(self, variant: Variant) -> None:
+        self._inbox.put(lambda engine: engine.forget(variant))
+
+    def stop(self, timeout_s: float) -> None:
+        """Ends the loop after its current step; what is unfinished is answered with EngineDead."""
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _loop(self) -> None:
+        try:
+            while self._take_commands():
+                self._engine.step()
+            self._close()
+            self._engine.abort(EngineDead("the server is shutting down"))
+            self._engine.residency.clear()
+            self._engine.pool.check()
+        except Exception as error:
+            log.critical("engine thread died", exc_info=error)
+            self.error = error
+            self._close()
+            for seq in [*self._engine.scheduler.waiting, *self._engine.scheduler.running]:
+                seq.request.emit(Failure(EngineDead("the engine has stopped")))
+            self._on_death()
+
+    def _take_commands(self) -> bool:
+        """Runs what is in the inbox, waiting for it when there is nothing else to do; False means stop."""
+        try:
+            while True:
+                if not self._engine.has_work and self._inbox.empty():
+                    self._engine.pool.check()
+                command = self._inbox.get(block=not self._engine.has_work)
+                if command is None:
+                    return False
+                command(self._engine)
+        except queue.Empty:
+            return True
+
+    def _close(self) -> None:
+        """No submission after this; those still in the inbox become sequences, so that they are answered too."""
+        with self._gate:
+            self._closed = True
+        while not self._inbox.empty():
+            command = self._inbox.get_nowait()
+            if command is not None:
+                command(self._engine)

@@ -1,0 +1,108 @@
+"""The image of one adapter: its factors packed into pages on the host, ready to be copied into the pool.
+
+In: a checked ``LoraAdapter`` (PEFT folder). Out: ``AdapterImage``. Each layer is one flat stretch of rank rows, A
+and Bᵀ of every module that is there, at their own rank; all layers share one page table, so the longest layer
+decides the number of pages. Nothing is padded to a maximum rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from readapt_runtime.model.config import DecoderConfig, FusedLinear, Linear
+
+
+class LoraFactors(Protocol):
+    """One module of an adapter: A ``[rank, in]``, B ``[out, rank]`` and the scale of their product."""
+
+    @property
+    def a(self) -> torch.Tensor: ...
+    @property
+    def b(self) -> torch.Tensor: ...
+    @property
+    def scale(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SliceFactors:
+    """Where Bᵀ of one module lies: elements from ``b_offset``, bridge columns from ``rank_start``."""
+
+    rank_start: int
+    rank: int
+    b_offset: int
+    out_start: int
+    out_size: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinearFactors:
+    """Where the factors for one fused linear lie: the A rows of its slices together, then Bᵀ slice by slice."""
+
+    a_offset: int
+    rank: int
+    """Sum over the slices."""
+    in_features: int
+    slices: tuple[SliceFactors, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdapterImage:
+    """``pages`` ``[num_pages, num_layers, page elements]`` on the host, and the directory into it, per layer."""
+
+    pages: torch.Tensor
+    layers: tuple[Mapping[Linear, LinearFactors], ...]
+    rank: int
+
+    @property
+    def num_pages(self) -> int:
+        return self.pages.shape[0]
+
+
+def pack_adapter(
+    modules: Mapping[str, LoraFactors], config: DecoderConfig, page_elements: int, dtype: torch.dtype
+) -> AdapterImage:
+    """Packs the modules (full names, any subset) into pages of ``page_elements`` per layer."""
+    packed = [_pack_layer(modules, config, layer) for layer in range(config.num_layers)]
+    num_pages = max(1, *(-(-sum(t.numel() for t in tensors) // page_elements) for _, tensors in packed))
+    rows = torch.zeros(config.num_layers, num_pages * page_elements, dtype=dtype)
+    for row, (_, tensors) in zip(rows, packed, strict=True):
+        offset = 0
+        for tensor in tensors:
+            row[offset : offset + tensor.numel()].view(tensor.shape).copy_(tensor)
+            offset += tensor.numel()
+    return AdapterImage(
+        pages=rows.view(config.num_layers, num_pages, page_elements).transpose(0, 1),
+        layers=tuple(directory for directory, _ in packed),
+        rank=max((m.a.shape[0] for m in modules.values()), default=0),
+    )
+
+
+def _pack_layer(
+    modules: Mapping[str, LoraFactors], config: DecoderConfig, layer: int
+) -> tuple[dict[Linear, LinearFactors], list[torch.Tensor]]:
+    directory: dict[Linear, LinearFactors] = {}
+    tensors: list[torch.Tensor] = []
+    for linear, fused in config.linears.items():
+        names = [config.module_name(layer, part.module) for part in fused.slices]
+        present = {i: modules[name] for i, name in enumerate(names) if name in modules}
+        if present:
+            offset = sum(t.numel() for t in tensors)
+            directory[linear] = _place(fused, present, offset)
+            tensors += [f.a for f in present.values()] + [f.b.t() for f in present.values()]
+    return directory, tensors
+
+
+def _place(fused: FusedLinear, present: Mapping[int, LoraFactors], offset: int) -> LinearFactors:
+    rank = sum(f.a.shape[0] for f in present.values())
+    slices, rank_start, b_offset = [], 0, offset + rank * fused.in_features
+    for i, factors in present.items():
+        part, own = fused.slices[i], factors.a.shape[0]
+        slices.append(SliceFactors(rank_start, own, b_offset, part.start, part.size, factors.scale))
+        rank_start += own
+        b_offset += own * part.size
+    return LinearFactors(offset, rank, fused.in_features, tuple(slices))

@@ -1,0 +1,1 @@
+"""The serving process: OpenAI-compatible answers on one port, administration on another."""

@@ -1,0 +1,223 @@
+"""The adapters of this pod: who answers under a name, how far each generation has come, and who still uses it.
+
+    Pending --register--> Registered --probe--> Verified
+       \\___________________\\__________________> Failed (reason, message)
+
+A generation is one variant under one name. A request pins the generation that will compute its whole answer; a
+desired-set change makes a new generation current and retires the old one, which goes when its last pin does. All
+methods run on the event loop; reading and checking weights happens in worker threads, one variant at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Protocol
+
+from readapt_api.artifacts import Probe
+from readapt_api.contract import Digest
+from readapt_api.errors import ReadaptError, Terminal, Transient
+from readapt_api.serving import AdapterState, DesiredAdapter, PodAdapter
+from readapt_runtime.engine.core import Variant
+from readapt_runtime.server.registration import Source
+from readapt_runtime.server.verification import ProbeMismatch, Verdict
+
+log = logging.getLogger(__name__)
+
+_LATER = 1 << 62
+RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Waits after a Transient error of registration; then the generation fails until a newer set asks again."""
+
+
+class NoSuchAdapter(Terminal):
+    """No adapter of this name is in the desired set."""
+
+
+_Advance = Callable[["Generation"], Coroutine[Any, Any, None]]
+
+
+class Verifies(Protocol):
+    async def verify(self, variant: Variant, probe: Probe | None) -> Verdict: ...
+
+
+@dataclass(eq=False, slots=True)
+class Generation:
+    """One variant under one name."""
+
+    name: str
+    digest: Digest
+    number: int
+    state: AdapterState = AdapterState.PENDING
+    reason: str = ""
+    message: str = ""
+    # set by registration
+    variant: Variant | None = None
+    probe: Probe | None = None
+    attempts: int = 0
+    resting: bool = False
+    # set by requests
+    pins: int = 0
+    asked: int = _LATER
+    # set by the desired set
+    retired: bool = False
+    # set when Verified or Failed
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def label(self) -> str:
+        """``name@digest``, the value of the adapter header."""
+        return f"{self.name}@{self.digest}"
+
+    @property
+    def wanted(self) -> bool:
+        return not self.retired or self.pins > 0
+
+    def describe(self) -> PodAdapter:
+        return PodAdapter(
+            name=self.name, digest=self.digest, state=self.state, reason=self.reason, message=self.message[:512]
+        )
+
+
+class AdapterTable:
+    """See the module."""
+
+    def __init__(
+        self, source: Source, verifier: Verifies, forget: Callable[[Variant], None], reserved: str = ""
+    ) -> None:
+        """``reserved`` is the name of the base: an adapter that claims it fails."""
+        self._reserved = reserved
+        self._source = source
+        self._verifier = verifier
+        self._forget = forget
+        self._current: dict[str, Generation] = {}
+        self._alive: set[Generation] = set()  # current ones, and retired ones that are still pinned
+        self._numbers = count(1)
+        self._asked = count()
+        # one bell per line of work: a shared one would be cleared by the line that has nothing to do
+        self._bells = {AdapterState.PENDING: asyncio.Event(), AdapterState.REGISTERED: asyncio.Event()}
+
+    def apply(self, adapters: Iterable[DesiredAdapter]) -> None:
+        """Makes exactly these current; equal (name, digest) keep their generation, failed ones start again."""
+        wanted = {a.name: a.digest for a in adapters}
+        for name, old in list(self._current.items()):
+            if wanted.get(name) != old.digest or old.state is AdapterState.FAILED:
+                self._retire(self._current.pop(name))
+        for name, digest in wanted.items():
+            if name not in self._current:
+                generation = Generation(name, digest, next(self._numbers))
+                self._current[name] = generation
+                self._alive.add(generation)
+                if name == self._reserved:
+                    self._settle(generation, AdapterState.FAILED, "NameConflict", "this is the name of the base")
+        self._wake()
+
+    def pin(self, name: str) -> Generation:
+        """The generation that answers under ``name`` from now on; each call needs one ``unpin``."""
+        generation = self._current.get(name)
+        if generation is None:
+            raise NoSuchAdapter(f"the model {name!r} does not exist")
+        generation.pins += 1
+        if generation.asked == _LATER:
+            generation.asked = next(self._asked)
+        return generation
+
+    def unpin(self, generation: Generation) -> None:
+        generation.pins -= 1
+        self._drop_unused(generation)
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """The current ones, by name."""
+        return tuple(self._current[name] for name in sorted(self._current))
+
+    async def run(self) -> None:
+        """Registers and verifies, for ever: two lines of work that do not wait for each other."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._serve_state(AdapterState.PENDING, self._register))
+            group.create_task(self._serve_state(AdapterState.REGISTERED, self._verify))
+
+    async def _serve_state(self, state: AdapterState, advance: _Advance) -> None:
+        while True:
+            generation = self._next(state)
+            if generation is None:
+                await self._bells[state].wait()
+                self._bells[state].clear()
+                continue
+            generation.pins += 1  # its weights stay until the work on it is done
+            try:
+                await advance(generation)
+            finally:
+                self.unpin(generation)
+            self._wake()
+
+    def _next(self, state: AdapterState) -> Generation | None:
+        """First requested first, then in the order of arrival."""
+        ready = [g for g in self._alive if g.state is state and g.wanted and not g.resting]
+        return min(ready, key=lambda g: (g.asked, g.number), default=None)
+
+    async def _register(self, generation: Generation) -> None:
+        try:
+            registered = await asyncio.to_thread(self._source.load, generation.digest)
+        except Terminal as error:
+            self._settle(generation, AdapterState.FAILED, type(error).__name__, str(error))
+        except Transient as error:
+            self._rest(generation, error)
+        else:
+            generation.variant = Variant(generation.name, generation.digest, registered.image)
+            generation.probe = registered.probe
+            generation.state = AdapterState.REGISTERED
+            generation.message = ""
+            log.info("adapter registered", extra={"adapter": generation.label, "rank": registered.image.rank})
+
+    def _rest(self, generation: Generation, error: Transient) -> None:
+        """Tries again later, a bounded number of times."""
+        generation.message = str(error)
+        if generation.attempts >= len(RETRY_DELAYS_S):
+            self._settle(generation, AdapterState.FAILED, type(error).__name__, str(error))
+            return
+        generation.resting = True
+        delay = RETRY_DELAYS_S[generation.attempts]
+        generation.attempts += 1
+        asyncio.get_running_loop().call_later(delay, self._awaken, generation)
+
+    def _awaken(self, generation: Generation) -> None:
+        generation.resting = False
+        self._wake()
+
+    async def _verify(self, generation: Generation) -> None:
+        if generation.variant is None:
+            raise RuntimeError(f"{generation.label} is registered without weights")
+        try:
+            verdict = await self._verifier.verify(generation.variant, generation.probe)
+        except ReadaptError as error:
+            self._settle(generation, AdapterState.FAILED, type(error).__name__, str(error))
+            return
+        if verdict.passed:
+            self._settle(generation, AdapterState.VERIFIED, "", verdict.message)
+        else:
+            self._settle(generation, AdapterState.FAILED, ProbeMismatch.__name__, verdict.message)
+
+    def _settle(self, generation: Generation, state: AdapterState, reason: str, message: str) -> None:
+        generation.state, generation.reason, generation.message = state, reason, message
+        generation.settled.set()
+        level = logging.INFO if state is AdapterState.VERIFIED else logging.ERROR
+        log.log(level, "adapter %s", state.lower(), extra={"adapter": generation.label, "detail": message})
+
+    def _retire(self, generation: Generation) -> None:
+        generation.retired = True
+        self._drop_unused(generation)
+
+    def _drop_unused(self, generation: Generation) -> None:
+        if generation.wanted or generation not in self._alive:
+            return
+        self._alive.discard(generation)
+        if generation.variant is not None:
+            self._forget(generation.variant)
+            generation.variant = None
+
+    def _wake(self) -> None:
+        for bell in self._bells.values():
+            bell.set()

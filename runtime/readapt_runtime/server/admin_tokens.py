@@ -1,0 +1,68 @@
+"""Who may administer this pod: bearers of short-lived tokens that the operator signs with its Ed25519 key."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from readapt_api.errors import Terminal
+from readapt_api.serving import TOKEN_ALGORITHM, TOKEN_AUDIENCE
+
+MAX_LIFETIME_S = 600
+LEEWAY_S = 30
+"""For clocks of two machines that differ."""
+
+
+class BadPublicKey(Terminal):
+    """The key file holds no Ed25519 public key in PEM form."""
+
+
+class BadToken(Exception):
+    """The token is missing, not ours, not for this pod, or too old or too long-lived."""
+
+
+class TokenCheck:
+    """Verifies tokens for one base model."""
+
+    def __init__(self, public_key: Any, base: str, clock: Callable[[], float] = time.time) -> None:
+        self._key = public_key
+        self._base = base
+        self._clock = clock
+
+    def check(self, authorization: str) -> None:
+        """Judges the ``Authorization`` header; raises BadToken."""
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise BadToken("a bearer token is needed")
+        try:
+            claims = jwt.decode(
+                token.strip(),
+                self._key,
+                algorithms=[TOKEN_ALGORITHM],
+                audience=TOKEN_AUDIENCE,
+                subject=self._base,
+                leeway=LEEWAY_S,
+                options={"require": ["exp", "aud", "sub"]},
+            )
+        except jwt.PyJWTError as error:
+            raise BadToken(str(error)) from error
+        if claims["exp"] > self._clock() + MAX_LIFETIME_S + LEEWAY_S:
+            raise BadToken(f"the token is valid for more than {MAX_LIFETIME_S} seconds")
+
+
+def read_public_key(path: Path) -> Any:
+    """An Ed25519 public key; raises BadPublicKey."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        raise BadPublicKey(f"{path}: {error}") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise BadPublicKey(f"{path}: not an Ed25519 key")
+    return key

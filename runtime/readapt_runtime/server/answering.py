@@ -1,0 +1,196 @@
+"""From a request to pieces of text: admission, the pinned adapter, the engine, detokenizing and stop strings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from readapt_api.errors import ReadaptError
+from readapt_api.serving import HEADER_ADAPTER, AdapterState
+from readapt_runtime.engine.core import FinishReason, SamplingParams, Token, Variant
+from readapt_runtime.server.adapters import AdapterTable, Generation, NoSuchAdapter
+from readapt_runtime.server.detokenizer import Detokenizer, StopFinder
+from readapt_runtime.server.engine_client import EngineClient, Job
+from readapt_runtime.server.limits import Limits
+from readapt_runtime.server.openai_schema import AnswerRequest
+from readapt_runtime.server.problems import (
+    AdapterFailed,
+    BadRequest,
+    TooManyRequests,
+    Unavailable,
+    UnknownModel,
+    from_engine,
+)
+from readapt_runtime.server.tokens import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that became final; ``finish`` on the last piece of a choice."""
+
+    text: str
+    num_tokens: int
+    finish: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A judged request: what to compute, ``prompts`` times ``n`` jobs in the order of their choices."""
+
+    jobs: tuple[Job, ...]
+    stops: tuple[str, ...]
+    prompt_tokens: int
+
+
+class Choice:
+    """One answer in the making."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+        self._detokenizer = detokenizer
+        self._stops = StopFinder(stops)
+        self.finished = False
+
+    def push(self, token: Token) -> Piece:
+        """The end-of-sequence token counts as a token and has no text."""
+        text = "" if token.finish is FinishReason.STOP else self._detokenizer.push(token.token_id)
+        if token.finish is not None:
+            text += self._detokenizer.flush()
+        shown = self._stops.push(text)
+        finish = token.finish
+        if self._stops.found:
+            finish = FinishReason.STOP
+        elif finish is not None:
+            shown += self._stops.flush()
+        self.finished = finish is not None
+        return Piece(shown, 1, finish)
+
+
+class Ticket:
+    """An admitted request; holds its place and its adapter's generation until it is closed."""
+
+    def __init__(self, desk: Desk, count: int, generation: Generation | None, deadline: float) -> None:
+        self._desk = desk
+        self._count = count
+        self._open = True
+        self.generation = generation
+        self.deadline = deadline
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Which variant computes the answer; nothing for the base."""
+        return {} if self.generation is None else {HEADER_ADAPTER: self.generation.label}
+
+    def close(self) -> None:
+        """May be called again."""
+        if self._open:
+            self._open = False
+            self._desk.leave(self._count, self.generation)
+
+
+class Desk:
+    """Admits requests and turns them into text."""
+
+    def __init__(self, base: str, tokens: Tokens, client: EngineClient, adapters: AdapterTable, limits: Limits) -> None:
+        self._base = base
+        self._tokens = tokens
+        self._client = client
+        self._adapters = adapters
+        self._limits = limits
+        self.in_flight = 0
+
+    def plan(self, params: AnswerRequest, prompts: Sequence[tuple[int, ...]], max_tokens: int | None) -> Plan:
+        """Judges what needs no waiting; raises BadRequest."""
+        n = params.n or 1
+        if not 1 <= len(prompts) * n <= self._limits.max_choices:
+            raise BadRequest(f"prompts times n must be 1 to {self._limits.max_choices}", "n")
+        stops = tuple(params.stop or ())
+        if len(stops) > self._limits.max_stops or any(len(s) > self._limits.max_stop_chars for s in stops):
+            bound = f"{self._limits.max_stops} stop strings of {self._limits.max_stop_chars} characters"
+            raise BadRequest(f"at most {bound}", "stop")
+        jobs = tuple(
+            Job(prompt, self._sampling(params, prompt, max_tokens, choice)) for prompt in prompts for choice in range(n)
+        )
+        return Plan(jobs, stops, sum(len(prompt) for prompt in prompts))
+
+    def _sampling(
+        self, params: AnswerRequest, prompt: tuple[int, ...], max_tokens: int | None, choice: int
+    ) -> SamplingParams:
+        room = self._limits.max_model_len - len(prompt)
+        if not prompt:
+            raise BadRequest("the prompt has no tokens")
+        if room < (max_tokens or 1):
+            wanted = f"{len(prompt)} prompt tokens and {max_tokens or 1} answer tokens"
+            raise BadRequest(f"{wanted} exceed the context of {self._limits.max_model_len} tokens")
+        return SamplingParams(
+            max_tokens=max_tokens or room,
+            temperature=1.0 if params.temperature is None else params.temperature,
+            top_p=1.0 if params.top_p is None else params.top_p,
+            seed=None if params.seed is None else (params.seed + choice) % 2**63,
+            stop_ids=self._tokens.stop_ids,
+        )
+
+    async def admit(self, model: str, plan: Plan) -> Ticket:
+        """Pins the generation that answers, and waits until it is verified; raises ApiProblem."""
+        deadline = self._client.clock() + self._limits.request_s
+        count = len(plan.jobs)
+        generation = self._pin(model)
+        if self.in_flight + count > self._limits.max_in_flight:
+            self._unpin(generation)
+            raise TooManyRequests(f"more than {self._limits.max_in_flight} answers are being computed")
+        self.in_flight += count
+        ticket = Ticket(self, count, generation, deadline)
+        try:
+            if generation is not None:
+                await self._verified(generation, deadline)
+        except BaseException:
+            ticket.close()
+            raise
+        return ticket
+
+    def _pin(self, model: str) -> Generation | None:
+        if model == self._base:
+            return None
+        try:
+            return self._adapters.pin(model)
+        except NoSuchAdapter as error:
+            raise UnknownModel(str(error), "model") from error
+
+    def _unpin(self, generation: Generation | None) -> None:
+        if generation is not None:
+            self._adapters.unpin(generation)
+
+    def leave(self, count: int, generation: Generation | None) -> None:
+        self.in_flight -= count
+        self._unpin(generation)
+
+    async def _verified(self, generation: Generation, deadline: float) -> None:
+        headers = {HEADER_ADAPTER: generation.label}
+        try:
+            await asyncio.wait_for(generation.settled.wait(), deadline - self._client.clock())
+        except TimeoutError as error:
+            reason = f": {generation.message}" if generation.message else ""
+            raise Unavailable(
+                f"{generation.name} was not verified before the deadline{reason}", headers=headers
+            ) from error
+        if generation.state is AdapterState.FAILED:
+            raise AdapterFailed(f"{generation.name}: {generation.reason}: {generation.message}", headers=headers)
+
+    async def answer(self, plan: Plan, ticket: Ticket) -> AsyncGenerator[tuple[int, Piece], None]:
+        """(choice, piece) as they become final; raises ApiProblem. The ticket stays open."""
+        choices = [Choice(self._tokens.detokenizer(), plan.stops) for _ in plan.jobs]
+        variant: Variant | None = ticket.generation.variant if ticket.generation else None
+        unfinished = len(choices)
+        try:
+            async with aclosing(self._client.answer(plan.jobs, variant, ticket.deadline)) as events:
+                async for index, token in events:
+                    if choices[index].finished:
+                        continue  # a stop string ended it before the engine did
+                    piece = choices[index].push(token)
+                    yield index, piece
+                    unfinished -= piece.finish is not None
+                    if unfinished == 0:
+                        return
+        except ReadaptError as error:
+            raise from_engine(error) from error

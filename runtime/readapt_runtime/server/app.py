@@ -1,0 +1,67 @@
+"""The two ASGI applications of the process: serving and administration."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from readapt_runtime.engine.thread import EngineThread
+from readapt_runtime.server.admin import Admin
+from readapt_runtime.server.disconnect import ClientGone
+from readapt_runtime.server.gatekeeping import RequireKey, StampAnswers
+from readapt_runtime.server.openai import OpenAI
+from readapt_runtime.server.problems import ApiProblem
+from readapt_runtime.server.readiness import Readiness
+
+
+def serving_app(
+    openai: OpenAI, engine: EngineThread, readiness: Readiness, revision: str, api_key: str | None
+) -> ASGIApp:
+    """OpenAI endpoints behind the key when there is one, health without."""
+
+    async def healthz(request: Request) -> Response:
+        return PlainTextResponse("ok") if engine.alive else PlainTextResponse("the engine has stopped", 500)
+
+    async def readyz(request: Request) -> Response:
+        return PlainTextResponse(readiness.explain(), 200 if readiness.ready else 503)
+
+    health = [Route("/healthz", healthz), Route("/readyz", readyz)]
+    app: ASGIApp = _application([*openai.routes(), *health])
+    if api_key is not None:
+        app = RequireKey(app, api_key)
+    return StampAnswers(app, revision, readiness)
+
+
+def admin_app(admin: Admin) -> ASGIApp:
+    return _application(admin.routes())
+
+
+def _application(routes: list[Route]) -> Starlette:
+    return Starlette(
+        routes=routes,
+        exception_handlers={ApiProblem: _problem, HTTPException: _http_problem, ClientGone: _gone},
+    )
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Nobody reads it; the status is nginx's."""
+    return Response(status_code=499)
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiProblem):
+        raise error
+    return error.response()
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in the shape of the other errors."""
+    if not isinstance(error, HTTPException):
+        raise error
+    problem = ApiProblem(error.detail, headers=dict(error.headers or {}))
+    problem.status, problem.kind = error.status_code, "invalid_request_error"
+    return problem.response()

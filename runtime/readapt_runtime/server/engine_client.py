@@ -1,0 +1,97 @@
+"""The event loop's side of the engine: requests in, events back on the loop.
+
+The engine calls ``emit`` on its own thread; each event is handed to the loop, so that nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+
+from readapt_runtime.engine.core import Event, Failure, Request, SamplingParams, Scores, Token, Variant
+from readapt_runtime.engine.thread import EngineThread
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One answer to compute."""
+
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+
+
+class EngineClient:
+    """Used on one event loop."""
+
+    def __init__(self, engine: EngineThread, clock: Callable[[], float] = time.monotonic) -> None:
+        self._engine = engine
+        self.clock = clock
+
+    async def answer(
+        self, jobs: Sequence[Job], variant: Variant | None, deadline: float
+    ) -> AsyncGenerator[tuple[int, Token], None]:
+        """(index of the job, token) of all jobs as they come; raises the ReadaptError of the first that fails.
+
+        Leaving the iterator, by whatever way, cancels what is unfinished.
+        """
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        emit = _on_loop(events)
+        requests = [Request(job.prompt, job.sampling, emit(index), variant, deadline) for index, job in enumerate(jobs)]
+        unfinished = set(range(len(requests)))
+        for request in requests:
+            self._engine.submit(request)
+        try:
+            while unfinished:
+                index, event = await events.get()
+                if isinstance(event, Failure):
+                    unfinished.discard(index)
+                    raise event.error
+                if isinstance(event, Token):
+                    if event.finish is not None:
+                        unfinished.discard(index)
+                    yield index, event
+        finally:
+            for index in unfinished:
+                self._engine.cancel(requests[index])
+
+    async def score(
+        self, prompts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], variant: Variant | None
+    ) -> list[tuple[float, ...]]:
+        """Log-probabilities of the wanted ids after each (prompt, wanted ids); raises ReadaptError."""
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        emit = _on_loop(events)
+        greedy = SamplingParams(max_tokens=1)
+        for index, (prompt, wanted) in enumerate(prompts):
+            self._engine.submit(Request(prompt, greedy, emit(index), variant, math.inf, wanted))
+        scores: dict[int, tuple[float, ...]] = {}
+        while len(scores) < len(prompts):
+            index, event = await events.get()
+            if isinstance(event, Failure):
+                raise event.error
+            if isinstance(event, Scores):
+                scores[index] = event.log_probs
+        return [scores[index] for index in range(len(prompts))]
+
+    def forget(self, variant: Variant) -> None:
+        self._engine.forget(variant)
+
+
+def _on_loop(events: asyncio.Queue[tuple[int, Event]]) -> Callable[[int], Callable[[Event], None]]:
+    """``emit`` for the request of an index: puts into ``events`` on the loop that runs now."""
+    loop = asyncio.get_running_loop()
+
+    def for_index(index: int) -> Callable[[Event], None]:
+        def emit(event: Event) -> None:
+            try:
+                loop.call_soon_threadsafe(events.put_nowait, (index, event))
+            except RuntimeError:
+                # the loop has ended: there is nobody left to answer, and the engine must not die of it
+                if not loop.is_closed():
+                    raise
+
+        return emit
+
+    return for_index

@@ -1,0 +1,74 @@
+"""Every bound of the serving process in one value, checked when made and printed at start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from readapt_api.errors import Terminal
+
+
+class BadLimits(Terminal):
+    """A limit that makes no sense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes, times in seconds."""
+
+    max_model_len: int = 2048
+    """Tokens of prompt and answer together."""
+    max_batch_tokens: int = 2048
+    """Tokens of one step of the engine."""
+    max_rank: int = 64
+    """Of an adapter; larger ones fail with a reason."""
+    pool_bytes: int = 4 << 30
+    """KV blocks and adapter pages together."""
+    max_body_bytes: int = 8 << 20
+    """Of a request, counted as received."""
+    max_header_bytes: int = 16 << 10
+    """Request line and headers together."""
+    receive_s: float = 30.0
+    """From the first byte of a request to its last."""
+    request_s: float = 600.0
+    """From admission to the last token, waiting for verification included."""
+    max_connections: int = 4096
+    max_in_flight: int = 512
+    """Answers being computed; a request counts once per prompt and choice."""
+    max_choices: int = 64
+    """Prompts times ``n`` of one request."""
+    max_stops: int = 16
+    max_stop_chars: int = 256
+    keep_alive_s: float = 120.0
+    """Idle connections stay open this long: longer than clients keep theirs, so that the client closes first."""
+    shutdown_s: float = 600.0
+    """From SIGTERM until unfinished answers are cut off."""
+    linger_s: float = 2.0
+    """Quiet time after SIGTERM before idle connections are closed."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value > 0:
+                raise BadLimits(f"{field.name} must be positive, not {value}")
+
+    def within(self, max_positions: int) -> Limits:
+        """No longer than the positions that the base was trained for."""
+        return replace(self, max_model_len=min(self.max_model_len, max_positions))
+
+    def describe(self) -> dict[str, float]:
+        """Name -> value, for the log."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+_SUFFIXES = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a Kubernetes quantity: a whole number with no suffix, Ki, Mi, Gi or Ti."""
+    number, shift = text, 0
+    for suffix, bits in _SUFFIXES.items():
+        if text.endswith(suffix):
+            number, shift = text.removesuffix(suffix), bits
+    if not number.isascii() or not number.isdecimal() or int(number) == 0:
+        raise BadLimits(f"{text!r} is not an amount of memory such as 4Gi")
+    return int(number) << shift

@@ -1,0 +1,112 @@
+"""uvicorn with the bounds that it lacks: a deadline for receiving a request, and an exit that we steer.
+
+uvicorn 0.54 waits for ever for a client that sends one header line a second, and takes the process's signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from readapt_runtime.server.limits import Limits
+
+CLOSE_GRACE_S = 5
+_TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+def bounded_protocol(receive_s: float, idle_s: float) -> type[H11Protocol]:
+    """HTTP/1.1 where a request must be whole ``receive_s`` after its first byte.
+
+    A connection on which nothing was ever sent closes after ``idle_s``; uvicorn times only those after an answer.
+    """
+
+    class BoundedProtocol(H11Protocol):
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)  # type: ignore[arg-type]
+            self._deadline = self.loop.call_later(idle_s, self.transport.close)
+            self._receiving = False
+
+        def data_received(self, data: bytes) -> None:
+            if not self._receiving:
+                self._receiving = True
+                self._restart(receive_s)
+            super().data_received(data)
+            if self._received_whole():
+                self._receiving = False
+                self._stop()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop()
+            super().connection_lost(exc)
+
+        def _received_whole(self) -> bool:
+            if self.conn.their_state is h11.IDLE:
+                return not self.conn.trailing_data[0]
+            return self.conn.their_state is not h11.SEND_BODY
+
+        def _restart(self, seconds: float) -> None:
+            self._stop()
+            self._deadline = self.loop.call_later(seconds, self._time_out)
+
+        def _stop(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _time_out(self) -> None:
+            if self.conn.our_state is h11.IDLE:
+                self.transport.write(_TIMED_OUT)
+            self.transport.close()
+
+    return BoundedProtocol
+
+
+class Listener(uvicorn.Server):
+    """One port; leaves signals to the process and ends when ``should_exit`` is set."""
+
+    def __init__(self, app: ASGIApp, address: socket.socket, limits: Limits) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=bounded_protocol(limits.receive_s, limits.keep_alive_s),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=limits.max_connections,
+                timeout_keep_alive=int(limits.keep_alive_s),
+                timeout_graceful_shutdown=CLOSE_GRACE_S,
+                h11_max_incomplete_event_size=limits.max_header_bytes,
+            )
+        )
+        self._socket = address
+        self.port: int = address.getsockname()[1]
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def run_until_exit(self) -> None:
+        await self.serve([self._socket])
+
+    @property
+    def connections(self) -> int:
+        """Open client connections."""
+        return len(self.server_state.connections)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)

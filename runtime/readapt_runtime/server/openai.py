@@ -1,0 +1,145 @@
+"""The OpenAI-compatible endpoints: ``/v1/models``, ``/v1/completions``, ``/v1/chat/completions``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from readapt_api.serving import AdapterState
+from readapt_runtime.server.adapters import AdapterTable
+from readapt_runtime.server.answering import Desk, Piece, Plan, Ticket
+from readapt_runtime.server.body import parse_body, read_body
+from readapt_runtime.server.disconnect import EventStream, unless_disconnected
+from readapt_runtime.server.limits import Limits
+from readapt_runtime.server.openai_answers import Answer, ChatAnswer, Collected, CompletionAnswer
+from readapt_runtime.server.openai_schema import AnswerRequest, ChatRequest, CompletionRequest
+from readapt_runtime.server.problems import ApiProblem, UnknownModel
+from readapt_runtime.server.tokens import Tokens
+
+_Pieces = AsyncGenerator[tuple[int, Piece], None]
+_SERVED = {AdapterState.REGISTERED, AdapterState.VERIFIED}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAI:
+    """One instance per process."""
+
+    base: str
+    tokens: Tokens
+    desk: Desk
+    adapters: AdapterTable
+    limits: Limits
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/models", self.models),
+            Route("/v1/models/{model}", self.model),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+        ]
+
+    async def models(self, request: Request) -> Response:
+        """The base, then every registered adapter."""
+        return JSONResponse({"object": "list", "data": [self._describe(name) for name in self._names()]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        if name not in self._names():
+            raise UnknownModel(f"the model {name!r} does not exist", "model")
+        return JSONResponse(self._describe(name))
+
+    def _names(self) -> list[str]:
+        return [self.base, *(g.name for g in self.adapters.generations if g.state in _SERVED)]
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        parent = None if name == self.base else self.base
+        return {"id": name, "object": "model", "created": self.started, "owned_by": "readapt", "parent": parent}
+
+    async def completions(self, request: Request) -> Response:
+        params = parse_body(CompletionRequest, await read_body(request, self.limits.max_body_bytes))
+        prompts = [self.tokens.encode(p) if isinstance(p, str) else self.tokens.check(p) for p in params.prompts]
+        plan = self.desk.plan(params, prompts, params.answer_tokens)
+        return await self._answer(request, params, plan, CompletionAnswer(params.model))
+
+    async def chat(self, request: Request) -> Response:
+        params = parse_body(ChatRequest, await read_body(request, self.limits.max_body_bytes))
+        prompt = self.tokens.encode_chat([message.flat() for message in params.messages])
+        plan = self.desk.plan(params, [prompt], params.answer_tokens)
+        return await self._answer(request, params, plan, ChatAnswer(params.model))
+
+    async def _answer(self, request: Request, params: AnswerRequest, plan: Plan, answer: Answer) -> Response:
+        ticket = await unless_disconnected(request, self.desk.admit(params.model, plan))
+        try:
+            if params.stream:
+                return await self._stream(request, params, plan, answer, ticket)
+            document = await unless_disconnected(request, self._whole(plan, answer, ticket))
+        except ApiProblem as problem:
+            problem.headers.update(ticket.headers)
+            ticket.close()
+            raise
+        except BaseException:
+            ticket.close()
+            raise
+        ticket.close()
+        return JSONResponse(document, headers=ticket.headers)
+
+    async def _whole(self, plan: Plan, answer: Answer, ticket: Ticket) -> dict[str, Any]:
+        choices = [Collected() for _ in plan.jobs]
+        async for index, piece in self.desk.answer(plan, ticket):
+            choice = choices[index]
+            choice.text += piece.text
+            choice.num_tokens += piece.num_tokens
+            choice.finish = piece.finish
+        return answer.whole(choices, plan.prompt_tokens)
+
+    async def _stream(
+        self, request: Request, params: AnswerRequest, plan: Plan, answer: Answer, ticket: Ticket
+    ) -> Response:
+        """The status is decided by the first piece; a later problem is an event, and no ``[DONE]`` follows it."""
+        pieces: _Pieces = self.desk.answer(plan, ticket)
+        try:
+            first = await unless_disconnected(request, anext(pieces))
+        except BaseException:
+            await pieces.aclose()
+            raise
+        events = _events(first, pieces, plan, answer, params.include_usage)
+
+        async def close() -> None:
+            await events.aclose()
+            await pieces.aclose()
+            ticket.close()
+
+        return EventStream(events, ticket.headers, close)
+
+
+async def _events(
+    first: tuple[int, Piece], pieces: _Pieces, plan: Plan, answer: Answer, include_usage: bool
+) -> AsyncGenerator[str, None]:
+    for choice in range(len(plan.jobs)):
+        if (opening := answer.opening(choice)) is not None:
+            yield _event(opening)
+    produced = first[1].num_tokens
+    try:
+        yield _event(answer.chunk(first[0], first[1].text, first[1].finish))
+        async for index, piece in pieces:
+            produced += piece.num_tokens
+            if piece.text or piece.finish:
+                yield _event(answer.chunk(index, piece.text, piece.finish))
+    except ApiProblem as problem:
+        yield _event(problem.body())
+        return
+    if include_usage:
+        yield _event(answer.closing(plan.prompt_tokens, produced))
+    yield "data: [DONE]\n\n"
+
+
+def _event(document: dict[str, Any]) -> str:
+    return f"data: {json.dumps(document, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -1,0 +1,128 @@
+"""What clients may ask: the implemented part of the OpenAI API.
+
+A parameter that is not implemented is refused, never ignored; its neutral value is accepted, because that is what is
+computed anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+_SEED = 2**63
+
+
+def _neutral(*values: object) -> BeforeValidator:
+    def check(value: object) -> object:
+        if value is not None and not any(type(value) in (type(v), int, float) and value == v for v in values):
+            raise ValueError("only the neutral value is implemented")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _not_empty(values: list[str]) -> list[str]:
+    if any(not v for v in values):
+        raise ValueError("must not be empty")
+    return values
+
+
+Zero = Annotated[Any, _neutral(0, 0.0)]
+Off = Annotated[Any, _neutral(False)]
+Stops = Annotated[list[str], BeforeValidator(_as_list), AfterValidator(_not_empty)]
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+
+
+class AnswerRequest(BaseModel):
+    """What completions and chat share. Defaults are OpenAI's."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+    model: str = Field(max_length=256)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=-_SEED, lt=_SEED)
+    stop: Stops | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, max_length=256)
+    """Identifies the end user; it has no effect on the answer in the OpenAI API either."""
+    presence_penalty: Zero = None
+    frequency_penalty: Zero = None
+    logit_bias: Annotated[Any, _neutral({})] = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class CompletionRequest(AnswerRequest):
+    prompt: str | list[str] | list[int] | list[list[int]]
+    best_of: Annotated[Any, _neutral(1)] = None
+    echo: Off = None
+    logprobs: Annotated[Any, _neutral()] = None
+    suffix: Annotated[Any, _neutral("")] = None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """As a list of prompts, each text or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt  # type: ignore[return-value]
+
+    @property
+    def answer_tokens(self) -> int | None:
+        return self.max_tokens or 16
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant", "developer"]
+    content: str | list[TextPart]
+    name: Annotated[Any, _neutral()] = None
+
+    def flat(self) -> dict[str, str]:
+        """As chat templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": self.role, "content": text}
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+
+
+class ChatRequest(AnswerRequest):
+    messages: list[Message] = Field(min_length=1, max_length=1024)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: Off = None
+    top_logprobs: Zero = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """None: as many as fit."""
+        return self.max_completion_tokens or self.max_tokens

@@ -1,0 +1,112 @@
+"""From the store, or a folder, to a checked image on the host: off the engine's thread.
+
+In: (name, digest) of a wanted variant. Out: the packed image and the probe. Next: verification, then the page pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from pydantic import ValidationError
+
+from readapt_api.artifacts import PROBE, ArtifactKind, Manifest, Probe
+from readapt_api.contract import Digest
+from readapt_api.digest import hash_file, list_source, variant_digest
+from readapt_api.errors import Terminal
+from readapt_runtime.lora_format import read_adapter
+from readapt_runtime.model.adapter_image import AdapterImage, pack_adapter
+from readapt_runtime.model.config import DecoderConfig
+from readapt_runtime.store import MissingArtifact, Store
+
+_MAX_PROBE_BYTES = 1 << 20
+
+
+class WrongArtifact(Terminal):
+    """The artifact is not a variant for this base version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What registration yields; ``probe`` is None when the variant has none."""
+
+    image: AdapterImage
+    probe: Probe | None
+
+
+class Source(Protocol):
+    """Where variants come from; blocking, called in a worker thread."""
+
+    def load(self, digest: Digest) -> Registered:
+        """Raises Transient when it may come later, Terminal when the variant cannot be served."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How images are packed for this pod's base and pool."""
+
+    config: DecoderConfig
+    page_elements: int
+    dtype: torch.dtype
+    max_rank: int
+
+    def pack(self, folder: Path, manifest: Manifest | None) -> AdapterImage:
+        """Reads and checks the PEFT folder; raises Terminal with the module that is wrong."""
+        adapter = read_adapter(folder, self.config.module_shapes, self.max_rank, manifest)
+        return pack_adapter(adapter.modules, self.config, self.page_elements, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSource:
+    """Variants of the artifact store by digest; every byte is checked against the manifest."""
+
+    store: Store
+    base: Digest
+    packing: Packing
+
+    def load(self, digest: Digest) -> Registered:
+        artifact = self.store.open(digest, verify=True)
+        manifest = artifact.manifest
+        if manifest.kind is not ArtifactKind.VARIANT:
+            raise WrongArtifact(f"the artifact is a {manifest.kind}, not a Variant")
+        if manifest.base != self.base:
+            raise WrongArtifact(f"the variant belongs to the base {manifest.base}, this pod serves {self.base}")
+        image = self.packing.pack(artifact.path, manifest)
+        has_probe = any(entry.name == PROBE for entry in manifest.attachments)
+        return Registered(image, _read_probe(artifact.path / PROBE) if has_probe else None)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """PEFT folders that the person who started the server named, by their digests at that time."""
+
+    base: Digest
+    folders: Mapping[Digest, Path]
+    packing: Packing
+
+    def load(self, digest: Digest) -> Registered:
+        folder = self.folders.get(digest)
+        if folder is None:
+            raise MissingArtifact(f"{digest}: this server was started without a store")
+        image = self.packing.pack(folder, None)
+        if folder_digest(self.base, folder) != digest:
+            raise WrongArtifact(f"{folder} has changed since the server was started")
+        return Registered(image, None)
+
+
+def folder_digest(base: Digest, folder: Path) -> Digest:
+    """The digest of an adapter folder as a variant of ``base``; raises BadPath."""
+    return variant_digest(base, (hash_file(path, name) for name, path in list_source(folder)))
+
+
+def _read_probe(path: Path) -> Probe:
+    with path.open("rb") as stream:
+        content = stream.read(_MAX_PROBE_BYTES + 1)
+    try:
+        return Probe.model_validate_json(content[:_MAX_PROBE_BYTES])
+    except ValidationError as error:
+        raise WrongArtifact(f"{PROBE}: {error.errors()[0]['msg']}") from error

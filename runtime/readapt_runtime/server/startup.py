@@ -1,0 +1,158 @@
+"""From options to a process that can serve: config, weights, pool, tokenizer, engine, adapters, each stage timed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from readapt_api.artifacts import MANIFEST
+from readapt_api.contract import Digest
+from readapt_api.digest import digest_path
+from readapt_api.errors import Terminal
+from readapt_api.serving import DesiredAdapter, DesiredSet
+from readapt_runtime.engine.engine import Engine, EngineLimits
+from readapt_runtime.engine.pool import PageLayout, PagePool
+from readapt_runtime.model.attention import TorchAttention
+from readapt_runtime.model.config import DecoderConfig, read_config
+from readapt_runtime.model.decoder import Decoder
+from readapt_runtime.model.lora import TorchLora
+from readapt_runtime.model.weights import load_weights
+from readapt_runtime.server.limits import Limits
+from readapt_runtime.server.registration import FolderSource, Packing, Source, StoreSource, folder_digest
+from readapt_runtime.server.tokens import Tokens
+from readapt_runtime.store import Store
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class BadOptions(Terminal):
+    """Options that contradict each other or what is on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line of ``readapt serve``, with names resolved."""
+
+    base: Path
+    served_name: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    admin_port: int = 8081
+    device: str = "auto"
+    dtype: str = "auto"
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    set_dir: Path | None = None
+    store: Path | None = None
+    revision: str = "local"
+    base_digest: Digest | None = None
+    admin_public_key: Path | None = None
+    api_key_file: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.adapters and (self.set_dir or self.store):
+            raise BadOptions("--adapter names folders, --set-dir and --store name variants: use one or the other")
+        if self.set_dir and not self.store:
+            raise BadOptions("--set-dir needs --store, where its variants are")
+        if self.served_name in self.adapters:
+            raise BadOptions(f"{self.served_name!r} is the name of the base and of an adapter")
+
+
+@dataclass(frozen=True, slots=True)
+class Machinery:
+    """What startup builds; everything that needs no event loop."""
+
+    base_digest: Digest
+    config: DecoderConfig
+    tokens: Tokens
+    engine: Engine
+    source: Source
+    dtype: str
+    limits: Limits
+    """Those of the options, within what the base can do."""
+    given: DesiredSet | None
+    """The adapters of the command line as a set; None when sets come from elsewhere."""
+
+
+def build(options: Options) -> Machinery:
+    """Raises Terminal for whatever is wrong with the base, or with an adapter folder that does not exist."""
+    device = _device(options.device)
+    dtype = _dtype(options.dtype, device)
+    with _stage("read config"):
+        config = read_config(options.base)
+        limits = options.limits.within(config.max_positions)
+        log.info("limits", extra=limits.describe())
+        tokens = Tokens(options.base, config.vocab_size)
+    with _stage("digest base"):
+        base_digest = _base_digest(options)
+    with _stage("load weights"):
+        weights = load_weights(options.base, config, dtype, device)
+    with _stage("allocate pool"):
+        pool = PagePool(PageLayout.of(config), limits.pool_bytes, dtype, device)
+    decoder = Decoder(config, weights, TorchAttention(config, pool), TorchLora(pool), limits.max_model_len)
+    engine = Engine(decoder, pool, EngineLimits(limits.max_batch_tokens, limits.max_in_flight))
+    packing = Packing(config, pool.layout.elements, dtype, limits.max_rank)
+    with _stage("digest adapters"):
+        source, given = _source(options, base_digest, packing)
+    name = str(dtype).removeprefix("torch.")
+    log.info("engine", extra={"device": str(device), "dtype": name, "pages": pool.num_pages, "base": base_digest})
+    return Machinery(base_digest, config, tokens, engine, source, name, limits, given)
+
+
+def _source(options: Options, base: Digest, packing: Packing) -> tuple[Source, DesiredSet | None]:
+    if options.store is not None:
+        given = None if options.set_dir else DesiredSet(sequence=0, revision=options.revision, base=base)
+        return StoreSource(Store(options.store), base, packing), given
+    digests = {name: folder_digest(base, folder) for name, folder in options.adapters.items()}
+    folders = {digests[name]: folder for name, folder in options.adapters.items()}
+    wanted = tuple(DesiredAdapter(name=name, digest=digest) for name, digest in digests.items())
+    given = DesiredSet(sequence=0, revision=options.revision, base=base, adapters=wanted)
+    return FolderSource(base, folders, packing), given
+
+
+def _base_digest(options: Options) -> Digest:
+    """Of an artifact of a store the one that names it, every byte checked; else of the folder."""
+    folder = options.base.resolve()
+    if (folder / MANIFEST).is_file() and folder.parent.name == "artifacts":
+        found = f"sha256:{folder.name}"
+        Store(folder.parent.parent).open(found, verify=True)
+    else:
+        found = digest_path(options.base)
+    if options.base_digest not in (None, found):
+        raise BadOptions(f"{options.base} has the digest {found}, not --base-digest {options.base_digest}")
+    return found
+
+
+def _device(wanted: str) -> torch.device:
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadOptions(f"--device {wanted}: {error}") from error
+    return device
+
+
+def _dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 on a GPU, float32 on a CPU."""
+    name = wanted.lower()
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in _DTYPES:
+        raise BadOptions(f"--dtype {wanted}: one of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    log.info("stage", extra={"stage": name, "seconds": round(time.monotonic() - start, 3)})

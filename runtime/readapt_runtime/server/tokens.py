@@ -1,0 +1,73 @@
+"""Text to tokens and back: the base's own tokenizer and chat template, from its folder and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from readapt_api.errors import Terminal
+from readapt_runtime.server.detokenizer import Detokenizer
+from readapt_runtime.server.problems import BadRequest
+
+
+class BadTokenizer(Terminal):
+    """A base folder without a usable tokenizer."""
+
+
+class Tokens:
+    """The tokenizer of a base; methods that raise BadRequest judge a client's input."""
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadTokenizer(f"{folder}: no usable tokenizer: {error}") from error
+        self._tokenizer: Any = tokenizer
+        self._vocab_size = vocab_size
+        self.stop_ids = _stop_ids(folder, tokenizer)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """As the tokenizer does by default, special tokens included."""
+        return tuple(self._tokenizer(text)["input_ids"])
+
+    def check(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """A prompt given as token ids."""
+        if any(not 0 <= i < self._vocab_size for i in ids):
+            raise BadRequest(f"token ids must be at least 0 and below {self._vocab_size}", "prompt")
+        return tuple(ids)
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        """The conversation through the base's chat template, ready for the assistant's answer."""
+        import jinja2
+
+        if not self._tokenizer.chat_template:
+            raise BadRequest("this base model has no chat template; use /v1/completions", "messages")
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise BadRequest(f"the chat template refuses these messages: {error}", "messages") from error
+        return tuple(ids)
+
+    def detokenizer(self) -> Detokenizer:
+        return Detokenizer(self._decode)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def _stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """End-of-sequence ids as ``generate`` takes them: generation_config.json, then config.json, then the tokenizer."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.is_file():
+            found = json.loads(path.read_bytes()).get("eos_token_id")
+            if found is not None:
+                return frozenset(found if isinstance(found, list) else [found])
+    return frozenset() if tokenizer.eos_token_id is None else frozenset({tokenizer.eos_token_id})

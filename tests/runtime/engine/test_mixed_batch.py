@@ -1,0 +1,83 @@
+"""Greedy answers of a mixed batch equal transformers + PEFT, one forward pass per step."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from readapt_runtime.engine.core import FinishReason, Token, Variant
+from readapt_runtime.engine.engine import EngineLimits
+from readapt_runtime.engine.pool import PageOrder
+from readapt_testing.tiny_engine import Answer, Tiny, ask, run_to_idle
+
+NAMES = (None, "r4", "r8", "r64")
+
+
+def _prompt(seed: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(256) for _ in range(rng.randrange(1, 40))]
+
+
+@pytest.mark.parametrize("max_batch_tokens", [512, 24], ids=["whole prompts", "chunked prompts"])
+@pytest.mark.parametrize("order", list(PageOrder), ids=str)
+def test_sixteen_staggered_requests_answer_as_peft_does(tiny: Tiny, order: PageOrder, max_batch_tokens: int) -> None:
+    engine = tiny.engine(num_pages=300, order=order, limits=EngineLimits(max_batch_tokens, max_running=16))
+    variants: dict[str | None, Variant | None] = {n: tiny.variant(n) if n else None for n in NAMES}
+    pending = [(NAMES[i % 4], _prompt(i)) for i in range(16)]
+    asked: list[tuple[str | None, list[int], Answer]] = []
+    steps, mixed = 0, 0
+    while pending or engine.has_work:
+        for name, prompt in pending[:2]:
+            asked.append((name, prompt, ask(engine, prompt, variants[name], max_tokens=12)[1]))
+        del pending[:2]
+        engine.step()
+        engine.pool.check()
+        steps += 1
+        assert engine.forward_passes == steps
+        mixed = max(mixed, len({s.request.variant for s in engine.scheduler.running}))
+    assert mixed == len(NAMES)
+    for name, prompt, answer in asked:
+        tiny.oracle.assert_greedy(tiny.folder(name), prompt, answer.tokens, 12)
+    engine.residency.clear()
+    assert engine.pool.num_free == engine.pool.num_pages
+
+
+@pytest.mark.parametrize("name", ["r3", "r8"])
+def test_pages_that_are_not_neighbours_hold_an_adapter_as_well(tiny: Tiny, name: str) -> None:
+    engine = tiny.engine(num_pages=64)
+    hold = [engine.pool.allocate(kind, 1) for kind in ["kv"] * 64]  # type: ignore[arg-type]
+    for entry in hold[::2]:
+        engine.pool.release(entry)
+    variant = tiny.variant(name)
+    _, answer = ask(engine, [1, 2, 3], variant, max_tokens=8)
+    engine.step()
+    adapter = engine.scheduler.running[0].adapter
+    assert adapter is not None
+    assert adapter.flat is None
+    assert not adapter.entry.consecutive
+    run_to_idle(engine)
+    tiny.oracle.assert_greedy(tiny.adapters[name], [1, 2, 3], answer.tokens, 8)
+
+
+def test_an_answer_ends_with_the_end_of_sequence_or_at_max_tokens(tiny: Tiny) -> None:
+    engine = tiny.engine()
+    _, answer = ask(engine, [5, 6, 7], max_tokens=9)
+    run_to_idle(engine)
+    assert isinstance(answer.last, Token)
+    expected = FinishReason.STOP if answer.tokens[-1] == 256 else FinishReason.LENGTH
+    assert answer.last.finish is expected
+    assert len(answer.tokens) == 9 or answer.tokens[-1] == 256
+
+
+def test_each_request_alone_answers_as_in_the_mix(tiny: Tiny) -> None:
+    variants = {n: tiny.variant(n) for n in ("r4", "r8", "r64", "r3")}
+    together = tiny.engine()
+    mixed = {n: ask(together, _prompt(7), v)[1] for n, v in variants.items()}
+    run_to_idle(together)
+    for name, variant in variants.items():
+        alone = tiny.engine()
+        _, answer = ask(alone, _prompt(7), variant)
+        run_to_idle(alone)
+        assert mixed[name].tokens == answer.tokens
+    assert len({tuple(a.tokens) for a in mixed.values()}) == len(variants)

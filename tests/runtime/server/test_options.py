@@ -1,0 +1,71 @@
+"""What the command line may say, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from readapt_api.digest import digest_of
+from readapt_runtime.server.command import parse_adapters
+from readapt_runtime.server.limits import BadLimits, Limits, parse_memory
+from readapt_runtime.server.startup import BadOptions, Options, build
+from readapt_testing.serving import serving
+from readapt_testing.tiny_engine import Tiny
+
+
+@pytest.mark.parametrize(("text", "size"), [("4Gi", 4 << 30), ("512Mi", 512 << 20), ("64Ki", 64 << 10), ("7", 7)])
+def test_memory_is_a_kubernetes_quantity(text: str, size: int) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "4G", "-1Gi", "1.5Gi", "Gi", "0", "٣"])
+def test_other_amounts_of_memory_are_refused(text: str) -> None:
+    with pytest.raises(BadLimits):
+        parse_memory(text)
+
+
+def test_limits_must_be_positive() -> None:
+    with pytest.raises(BadLimits, match="max_rank"):
+        Limits(max_rank=0)
+    assert Limits(max_model_len=2048).within(512).max_model_len == 512
+
+
+def test_adapters_are_name_and_folder() -> None:
+    assert parse_adapters(["a=/x", "b=/y=z"]) == {"a": Path("/x"), "b": Path("/y=z")}
+    for bad in (["a"], ["=x"], ["a="], ["a=x", "a=y"]):
+        with pytest.raises(BadLimits):
+            parse_adapters(bad)
+
+
+BASE = Path("base")
+CONTRADICTIONS: dict[str, dict[str, object]] = {
+    "folders and a store": {"adapters": {"a": BASE}, "store": BASE},
+    "a set without a store": {"set_dir": BASE},
+    "two models of one name": {"adapters": {"tiny": BASE}},
+}
+
+
+@pytest.mark.parametrize("options", CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
+def test_options_that_contradict_each_other_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(BadOptions):
+        Options(base=BASE, served_name="tiny", **options)  # type: ignore[arg-type]
+
+
+def test_what_does_not_fit_the_folder_is_refused(tiny: Tiny) -> None:
+    options = Options(base=tiny.base, served_name="tiny")
+    with pytest.raises(BadOptions, match="--base-digest"):
+        build(replace(options, base_digest=digest_of("another base")))
+    with pytest.raises(BadOptions, match="--dtype"):
+        build(replace(options, dtype="int3"))
+    with pytest.raises(BadOptions, match="--device"):
+        build(replace(options, device="cpu:nonsense"))
+
+
+def test_a_port_that_is_taken_is_a_clear_error(tiny: Tiny) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = Options(base=tiny.base, served_name="tiny", port=taken.getsockname()[1], admin_port=0)
+        with pytest.raises(BadOptions, match="cannot listen"), serving(options):
+            pass

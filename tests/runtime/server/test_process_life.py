@@ -1,0 +1,113 @@
+"""``readapt serve`` as a process: drain, SIGTERM, a dead engine, bad options."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from readapt_testing.serving import COMMAND, serve_process
+from readapt_testing.tiny_engine import Tiny
+
+
+@pytest.fixture
+def started(tiny: Tiny) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    arguments = ["--base", str(tiny.base), "--served-name", "tiny", "--adapter", f"r8={tiny.adapters['r8']}"]
+    with serve_process([*arguments, "--pool-memory", "64Mi", "--max-model-len", "512"]) as server:
+        yield server
+
+
+def _body(count: int = 3) -> dict[str, object]:
+    return {"model": "r8", "prompt": "x", "max_tokens": count, "temperature": 1, "seed": 1}
+
+
+def test_a_draining_pod_answers_everybody_and_closes_each_connection_after_its_answer(
+    started: tuple[subprocess.Popen[str], dict[str, str]],
+) -> None:
+    _, addresses = started
+    failures: list[Exception] = []
+    closed: list[bool] = []
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        with httpx.Client(base_url=addresses["serving"], timeout=30) as http:
+            while not stop.is_set():
+                try:
+                    answer = http.post("/v1/completions", json=_body())
+                    answer.raise_for_status()
+                    closed.append(answer.headers.get("connection") == "close")
+                except httpx.HTTPError as error:
+                    failures.append(error)
+
+    clients = [threading.Thread(target=keep_asking) for _ in range(3)]
+    with httpx.Client(base_url=addresses["admin"]) as admin, httpx.Client(base_url=addresses["serving"]) as idle:
+        assert idle.get("/readyz").headers.get("connection") != "close"
+        for client in clients:
+            client.start()
+        _wait(lambda: len(closed) >= 10)
+        assert admin.get("/v1/state").json()["connections"] >= 1
+        assert not any(closed)
+        assert admin.post("/v1/drain").json()["draining"] is True
+        mark = len(closed)
+        _wait(lambda: len(closed) >= mark + 20)
+        # the kept-alive connection is still open, is answered once more, and then closes
+        answer = idle.get("/readyz")
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        stop.set()
+        for client in clients:
+            client.join(30)
+        assert failures == []
+        assert all(closed[mark + 3 :]), "at most the answers already on their way lack Connection: close"
+        _wait(lambda: admin.get("/v1/state").json()["connections"] == 0)
+
+
+def test_sigterm_unreadies_finishes_what_runs_and_exits_with_0(
+    started: tuple[subprocess.Popen[str], dict[str, str]],
+) -> None:
+    process, addresses = started
+    with httpx.Client(base_url=addresses["serving"], timeout=60) as http:
+        whole = http.post("/v1/completions", json=_body(480)).json()
+        results: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: results.append(http.post("/v1/completions", json=_body(480))))
+        asking.start()
+        with httpx.Client(base_url=addresses["admin"]) as admin:
+            _wait(lambda: admin.get("/v1/state").json()["inFlight"] == 1)
+        process.send_signal(signal.SIGTERM)
+        _wait(lambda: httpx.get(f"{addresses['serving']}/readyz").status_code == 503)
+        asking.join(60)
+    assert results[0].json()["choices"] == whole["choices"], "the answer is whole"
+    assert process.wait(30) == 0
+
+
+def test_an_idle_server_leaves_at_once(started: tuple[subprocess.Popen[str], dict[str, str]]) -> None:
+    process, addresses = started
+    assert httpx.get(f"{addresses['serving']}/healthz").status_code == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    address = urlsplit(addresses["serving"])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((str(address.hostname), address.port or 0), timeout=5)
+
+
+def _wait(condition: object, seconds: float = 60.0) -> None:
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.01)
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    script = f"import sys; sys.argv = ['serve', '--help']\ntry:\n    exec({COMMAND!r})\nexcept SystemExit:\n    pass\n"
+    script += "print(sorted({'torch', 'transformers', 'uvicorn'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--drain-keep-alive-seconds" in done.stdout or "--drain-keep-alive" in done.stdout
