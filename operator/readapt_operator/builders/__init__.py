@@ -1,0 +1,1 @@
+"""Pure builders: values in, Kubernetes objects (JSON) out."""

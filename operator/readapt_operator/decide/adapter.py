@@ -1,0 +1,281 @@
+"""One adapter, from its source to a passing variant for the wished version.
+
+An ordered tuple of stages. Each looks at the records (as they will be after this pass), folds in the result of a Job
+that has ended, and either hands on or halts with a verdict. Work that is under way halts; nothing is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from readapt_api import conditions as c
+from readapt_api.jobs import (
+    AdaptationSettings,
+    AdaptItem,
+    AdaptRequest,
+    ExtractRequest,
+    FetchRequest,
+    FetchRole,
+    GateSettings,
+)
+from readapt_api.v1alpha1.base_model import BaseModelResource
+from readapt_api.v1alpha1.lora_adapter import (
+    AdapterSource,
+    CheckpointSource,
+    LoRAAdapterResource,
+    LoRAAdapterStatus,
+    VariantStatus,
+)
+from readapt_operator.builders.job import Task, fetch_source
+from readapt_operator.builders.meta import Owner
+from readapt_operator.decide.jobs import Errand, Start, Wording, pursue, retry_of
+from readapt_operator.decide.plan import State, Verdict, stalled, working
+from readapt_operator.decide.variants import from_outcome, native, record_variant, variant_at
+from readapt_operator.decide.versions import Drifts, Versions
+from readapt_operator.observed import Observed
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPass:
+    """What the stages read and hand on."""
+
+    seen: Observed
+    base: BaseModelResource
+    adapter: LoRAAdapterResource
+    versions: Versions
+    drifts: Drifts
+    conflicting: bool
+    """An older adapter of this base has the served name."""
+    records: LoRAAdapterStatus
+    tasks: tuple[Task, ...] = ()
+    starts: tuple[Start, ...] = ()
+    native: str = ""
+    """Digest of the base version that the source was made for."""
+    target: str = ""
+    """Digest of the wished base version."""
+    data: str | Verdict | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def source(self) -> AdapterSource | CheckpointSource:
+        chosen = self.adapter.spec.source.adapter or self.adapter.spec.source.checkpoint
+        if chosen is None:
+            raise ValueError(f"{self.adapter.metadata.name}: no source")  # the schema demands one
+        return chosen
+
+    @property
+    def passing(self) -> VariantStatus | None:
+        """The variant for the wished version."""
+        return self.variant(self.target) if self.target else None
+
+    def variant(self, base_digest: str) -> VariantStatus | None:
+        """The passing variant for a base."""
+        found = variant_at(self.records, base_digest, self.records.source_digest)
+        return found if found is not None and found.passed and found.digest else None
+
+    def halt(self, verdict: Verdict) -> AdapterPass:
+        return replace(self, verdict=verdict)
+
+    def pursue(self, task: Task, wording: Wording) -> tuple[AdapterPass, Errand]:
+        """The same pass with the work noted, and where the work stands."""
+        errand = pursue(task, self.seen, self.base.spec.jobs.max_attempts, wording)
+        starts = (*self.starts, errand.start) if errand.start else self.starts
+        return replace(self, tasks=(*self.tasks, task), starts=starts), errand
+
+    def task(self, request: FetchRequest | ExtractRequest | AdaptRequest, input_hash: str) -> Task:
+        retry = retry_of(self.adapter.metadata.annotations)
+        return Task(Owner.of(self.adapter), self.base.metadata.name, request, input_hash, retry)
+
+
+def served_name_is_free(at: AdapterPass) -> AdapterPass:
+    """The older object wins a served name."""
+    if at.conflicting:
+        text = f"an older adapter of {at.base.metadata.name} is served as {at.adapter.served_name!r}"
+        return at.halt(stalled(c.NAME_CONFLICT, text))
+    return at
+
+
+def native_base_is_fetched(at: AdapterPass) -> AdapterPass:
+    """Sources are checked against the shapes of the base that they were made for."""
+    version = at.source.base_version
+    found = at.versions.known[version]
+    if isinstance(found, Verdict):
+        return at.halt(_waiting(found) if version == at.base.spec.version else _with_base(found))
+    return replace(at, native=found)
+
+
+def source_is_fetched(at: AdapterPass) -> AdapterPass:
+    """An adapter becomes its own Native variant; a checkpoint waits for extraction."""
+    pinned = at.source.digest
+    known = at.records.source_digest if pinned in (None, at.records.source_digest) else None
+    is_adapter = isinstance(at.source, AdapterSource)
+    if known is not None and (not is_adapter or variant_at(at.records, at.native, known) is not None):
+        return at
+    request = FetchRequest(
+        role=FetchRole.ADAPTER if is_adapter else FetchRole.CHECKPOINT,
+        sources=(fetch_source(at.source),),
+        base=at.native,
+        max_rank=at.base.spec.serving.max_rank,
+    )
+    at, errand = at.pursue(at.task(request, request.input_hash), Wording(c.FETCHING, c.SOURCE_FAILED, "source"))
+    fetched = errand.summary.fetch if errand.summary else None
+    if fetched is None or (is_adapter and fetched.variant is None):
+        return at.halt(errand.verdict or stalled(c.JOB_FAILED, f"Job {errand.job} left no result of a fetch"))
+    records = at.records.model_copy(update={"source_digest": fetched.digest})
+    if is_adapter:
+        records = record_variant(records, native(fetched, at.native, at.source.base_version, errand.job))
+    return replace(at, records=records)
+
+
+def data_is_fetched(at: AdapterPass) -> AdapterPass:
+    """Never halts: an adapter whose variant exists is served whatever happens to its data."""
+    data = at.adapter.spec.data
+    if data is None:
+        return at
+    splits = [("train", data.train), ("validation", data.validation), ("test", data.test)]
+    request = FetchRequest(
+        role=FetchRole.DATA,
+        sources=tuple(fetch_source(source, name) for name, source in splits if source is not None),
+        prompt_field=data.prompt_field,
+        completion_field=data.completion_field,
+    )
+    if at.records.data_key == request.input_hash and at.records.data_digest is not None:
+        return replace(at, data=at.records.data_digest)
+    at, errand = at.pursue(at.task(request, request.input_hash), Wording(c.FETCHING, c.SOURCE_FAILED, "data"))
+    fetched = errand.summary.fetch if errand.summary else None
+    if fetched is None:
+        return replace(at, data=errand.verdict or stalled(c.JOB_FAILED, f"Job {errand.job} left no data"))
+    records = at.records.model_copy(update={"data_key": request.input_hash, "data_digest": fetched.digest})
+    return replace(at, records=records, data=fetched.digest)
+
+
+def native_variant_is_there(at: AdapterPass) -> AdapterPass:
+    """A checkpoint is extracted once, and gated against itself."""
+    source = at.source
+    if isinstance(source, AdapterSource) or at.variant(at.native) is not None:
+        return at
+    if not isinstance(at.data, str):
+        return at.halt(at.data or stalled(c.DATA_MISSING, "spec.data is needed to compare the extract with its source"))
+    request = ExtractRequest(
+        name=at.adapter.served_name,
+        base=at.native,
+        checkpoint=at.records.source_digest or "",
+        fixed_rank=source.rank.fixed,
+        energy=source.rank.energy,
+        max_rank=min(source.max_rank, at.base.spec.serving.max_rank),
+        target_modules=source.target_modules,
+        data=at.data,
+        gate=_gate(at.adapter),
+    )
+    wording = Wording(c.EXTRACTING, c.EXTRACTION_FAILED, "extracting")
+    return _gated(at, at.task(request, request.input_hash), wording, at.native, source.base_version)
+
+
+def wished_version_is_fetched(at: AdapterPass) -> AdapterPass:
+    found = at.versions.known[at.base.spec.version]
+    return at.halt(_waiting(found)) if isinstance(found, Verdict) else replace(at, target=found)
+
+
+def adapting_is_possible(at: AdapterPass) -> AdapterPass:
+    """To another base only with data: without it nobody could tell what was lost."""
+    if at.passing is not None or isinstance(at.data, str):
+        return at
+    return at.halt(at.data or stalled(c.DATA_MISSING, f"spec.data is needed to move to {at.base.spec.version}"))
+
+
+def drift_is_measured(at: AdapterPass) -> AdapterPass:
+    if at.passing is not None:
+        return at
+    found = at.drifts.known[(at.native, at.target)]
+    return at.halt(_with_base(found)) if isinstance(found, Verdict) else at
+
+
+def wished_variant_is_there(at: AdapterPass) -> AdapterPass:
+    """The reference is the variant on the native base, so that losses do not add up over upgrades."""
+    reference = at.variant(at.native)
+    drift = at.drifts.known.get((at.native, at.target))
+    if at.passing is not None or not isinstance(drift, str) or not isinstance(at.data, str) or reference is None:
+        return at
+    item = AdaptItem(
+        name=at.adapter.served_name,
+        reference=reference.digest or "",
+        data=at.data,
+        adaptation=_adaptation(at.adapter),
+        gate=_gate(at.adapter),
+    )
+    request = AdaptRequest(old_base=at.native, new_base=at.target, drift=drift, items=(item,))
+    wording = Wording(c.ADAPTING, c.ADAPTATION_FAILED, f"adapting to {at.base.spec.version}")
+    return _gated(at, at.task(request, request.item_hash(item)), wording, at.target, at.base.spec.version)
+
+
+STAGES: tuple[Callable[[AdapterPass], AdapterPass], ...] = (
+    served_name_is_free,
+    native_base_is_fetched,
+    source_is_fetched,
+    data_is_fetched,
+    native_variant_is_there,
+    wished_version_is_fetched,
+    adapting_is_possible,
+    drift_is_measured,
+    wished_variant_is_there,
+)
+
+
+def decide_adapter(at: AdapterPass) -> AdapterPass:
+    """Runs the stages up to the first that halts."""
+    for stage in STAGES:
+        at = stage(at)
+        if at.verdict is not None:
+            break
+    return at
+
+
+def _gated(at: AdapterPass, task: Task, wording: Wording, base_digest: str, version: str) -> AdapterPass:
+    """Work that ends in a variant or in evidence against it; a verdict stands until an input or the wish to retry
+    changes."""
+    record = variant_at(at.records, base_digest, at.records.source_digest)
+    names = {task.name(attempt) for attempt in range(1, at.base.spec.jobs.max_attempts + 1)}
+    if record is not None and record.input_hash == task.input_hash and record.job in names:
+        return replace(at, tasks=(*at.tasks, task)).halt(stalled(record.reason, record.message))
+    at, errand = at.pursue(task, wording)
+    outcome = errand.summary.outcomes[0] if errand.summary and errand.summary.outcomes else None
+    if outcome is None:
+        return at.halt(errand.verdict or stalled(c.JOB_FAILED, f"Job {errand.job} left no outcome"))
+    found = from_outcome(outcome, base_digest, at.records.source_digest or "", version, errand.job)
+    served = at.seen.deployment(at.seen.served_revision)
+    keep = (at.native, at.target, served.base_digest if served else "")
+    at = replace(at, records=record_variant(at.records, found, keep))
+    return at if found.passed else at.halt(stalled(found.reason, found.message))
+
+
+def _waiting(verdict: Verdict) -> Verdict:
+    """The wished version is the base's own affair: the base stalls, its adapters wait."""
+    return working(c.WAITING_FOR_BASE, verdict.message, verdict.again_s)
+
+
+def _with_base(verdict: Verdict) -> Verdict:
+    """What the base does for adapters alone: they wait while it works and stall with it."""
+    return verdict if verdict.state is State.STALLED else _waiting(verdict)
+
+
+def _gate(adapter: LoRAAdapterResource) -> GateSettings:
+    gate = adapter.spec.gate
+    return GateSettings(
+        metric="Accuracy",
+        max_regression=gate.max_regression,
+        confidence=gate.confidence,
+        max_samples=gate.max_samples,
+    )
+
+
+def _adaptation(adapter: LoRAAdapterResource) -> AdaptationSettings:
+    wish = adapter.spec.adaptation
+    return AdaptationSettings(
+        policy=wish.policy.value,
+        min_retention=wish.min_retention,
+        trials=wish.search.trials,
+        max_steps=wish.tuning.max_steps,
+        learning_rate=wish.tuning.learning_rate,
+        batch_size=wish.tuning.batch_size,
+    )

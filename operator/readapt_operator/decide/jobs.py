@@ -1,0 +1,128 @@
+"""From a wish for work to at most one running Job: attempts, delays, final failures, slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from readapt_api import conditions as c
+from readapt_api import labels
+from readapt_api.jobs import Summary
+from readapt_api.v1alpha1.base_model import BaseModelResource
+from readapt_operator.builders.job import Task, build_job, build_request
+from readapt_operator.decide.plan import Action, Create, Delete, Verdict, stalled, working
+from readapt_operator.observed import JobView, Observed
+
+MAX_RETRY_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How the state of one piece of work is told."""
+
+    running: str
+    """Reason while it runs."""
+    failed: str
+    """Reason when it is refused."""
+    what: str
+    """``fetching version v2``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """An attempt that is due."""
+
+    task: Task
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """Where a piece of work stands: done with a summary, or why not; ``start`` when an attempt is due."""
+
+    task: Task
+    job: str = ""
+    """Name of the Job that did it, or tries to."""
+    summary: Summary | None = None
+    verdict: Verdict | None = None
+    start: Start | None = None
+
+
+def pursue(task: Task, seen: Observed, max_attempts: int, wording: Wording) -> Errand:
+    """Judges the attempts that there are; a Job's success counts only with the summary that its pod left."""
+    mine = seen.jobs.get(task.wish, ())
+    done = next((j for j in mine if j.succeeded and j.summary is not None and j.summary.ok), None)
+    if done is not None:
+        return Errand(task, job=done.name, summary=done.summary)
+    if not mine:
+        return _start(task, 1, wording)
+    last = mine[-1]
+    if last.active or last.deleting:
+        return Errand(task, last.name, verdict=working(wording.running, f"{wording.what}: Job {last.name}"))
+    why = _why(last)
+    if last.refused or _says_refused(last):
+        return Errand(task, last.name, verdict=stalled(wording.failed, f"{wording.what}: {why}"))
+    if last.attempt >= max_attempts:
+        text = f"{wording.what}: {last.attempt} attempts failed, the last with: {why}"
+        return Errand(task, last.name, verdict=stalled(c.JOB_FAILED, text))
+    # A lost message is nobody's fault: the Job finds its result in the store at once.
+    delay = 0.0 if last.succeeded else min(MAX_RETRY_S, seen.retry_s * 2.0 ** (last.attempt - 1))
+    if last.settled_s < delay:
+        text = f"{wording.what}: attempt {last.attempt} of {max_attempts} failed, another follows: {why}"
+        return Errand(task, last.name, verdict=working(c.RETRYING, text, delay - last.settled_s))
+    return _start(task, last.attempt + 1, wording)
+
+
+def _start(task: Task, attempt: int, wording: Wording) -> Errand:
+    verdict = working(wording.running, f"{wording.what}: attempt {attempt} starts")
+    return Errand(task, task.name(attempt), verdict=verdict, start=Start(task, attempt))
+
+
+def _says_refused(job: JobView) -> bool:
+    """A summary that is not ok under exit code 0 cannot be repeated into success."""
+    return job.succeeded and job.summary is not None and not job.summary.ok
+
+
+def _why(job: JobView) -> str:
+    if job.summary is not None and (job.summary.message or job.summary.reason):
+        return ": ".join(part for part in (job.summary.reason, job.summary.message) if part)
+    if job.succeeded:
+        return "the Job left no summary"
+    code = "" if job.exit_code is None else f" (exit code {job.exit_code})"
+    return f"{job.failure or 'the Job failed'}{code}"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Which of the due attempts start now, which wait, and what is cancelled."""
+
+    actions: tuple[Action, ...]
+    waiting: frozenset[str]
+    """Names of the Jobs that must wait for a slot."""
+    held: frozenset[str]
+    """Names of the Jobs that spec.suspend holds back."""
+
+
+def schedule(seen: Observed, base: BaseModelResource, wished: Iterable[Task], starts: Iterable[Start]) -> Schedule:
+    """At most ``maxParallelJobs`` of this base run; Jobs that nobody wishes for any more are deleted.
+
+    One pass per base at a time and consistent lists make the count exact.
+    """
+    wishes = {task.wish for task in wished}
+    active = [j for attempts in seen.jobs.values() for j in attempts if j.active and not j.deleting]
+    superseded = [j for j in active if j.wish not in wishes]
+    actions: list[Action] = [Delete(j.body, "nobody wishes for its result any more") for j in superseded]
+    due = {s.task.name(s.attempt): s for s in starts}
+    if base.spec.suspend:
+        return Schedule(tuple(actions), frozenset(), frozenset(due))
+    free = max(0, base.spec.upgrade.max_parallel_jobs - (len(active) - len(superseded)))
+    for start in list(due.values())[:free]:
+        # The request first: a Job's pod waits for its ConfigMap, nothing waits for a ConfigMap's Job.
+        actions.append(Create(build_request(start.task, start.attempt)))
+        actions.append(Create(build_job(start.task, start.attempt, base, seen.runtime_image)))
+    return Schedule(tuple(actions), frozenset(list(due)[free:]), frozenset())
+
+
+def retry_of(annotations: dict[str, str]) -> str:
+    """The user's wish to try again; any new value counts."""
+    return annotations.get(labels.RETRY, "")

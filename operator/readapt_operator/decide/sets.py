@@ -1,0 +1,79 @@
+"""The set of a revision: which variants belong to it, its ConfigMaps, and telling the pods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from readapt_api.serving import AdapterState, DesiredAdapter, DesiredSet
+from readapt_operator.builders.meta import Owner
+from readapt_operator.builders.sets import ADMIN_KEY_FILE, build_set
+from readapt_operator.decide.adapter import AdapterPass
+from readapt_operator.decide.plan import Action, Apply, Create, Delete, Push, edit_of
+from readapt_operator.observed import Observed, PodView
+
+
+def desired_set(seen: Observed, revision: str, base_digest: str, adapters: Iterable[AdapterPass]) -> DesiredSet:
+    """All adapters with a passing variant for the base; the sequence grows when, and only when, the set changes."""
+    members = []
+    for at in adapters:
+        variant = None if at.conflicting else at.variant(base_digest)
+        if variant is not None and variant.digest is not None:
+            members.append(DesiredAdapter(name=at.adapter.served_name, digest=variant.digest))
+    stored = seen.sets.get(revision)
+    sequence = stored.sequence if stored else 0
+    wished = DesiredSet(sequence=sequence, revision=revision, base=base_digest, adapters=tuple(members))
+    unchanged = stored is not None and stored.desired is not None and stored.desired.digest == wished.digest
+    if unchanged and stored is not None and stored.admin_key == seen.admin_key:
+        return wished
+    return wished.model_copy(update={"sequence": sequence + 1})
+
+
+def write_set(seen: Observed, owner: Owner, desired: DesiredSet) -> Iterator[Action]:
+    """ConfigMaps of a set that is not stored as it is wished; shards that are no longer needed go last."""
+    stored = seen.sets.get(desired.revision)
+    if stored is not None and stored.desired is not None and stored.sequence == desired.sequence:
+        return
+    shards = build_set(owner, desired, seen.admin_key)
+    for i, body in enumerate(shards):
+        found = stored.shards.get(i) if stored else None
+        data = body["data"] if i == 0 else {**body["data"], ADMIN_KEY_FILE: None}
+        yield Create(body) if found is None else Apply(edit_of(found, data=data))
+    for i, surplus in (stored.shards if stored else {}).items():
+        if i >= len(shards):
+            yield Delete(surplus, "the set has fewer shards now")
+
+
+def push_set(seen: Observed, desired: DesiredSet) -> Iterator[Action]:
+    """Kubelets bring ConfigMaps within a minute; pods are told at once."""
+    stored = seen.sets.get(desired.revision)
+    if stored is None or stored.desired is None or stored.sequence != desired.sequence:
+        return
+    behind = tuple(p for p in seen.pods_of(desired.revision) if p.fresh and _is_behind(p, desired))
+    if behind:
+        yield Push(behind, desired)
+
+
+def _is_behind(pod: PodView, desired: DesiredSet) -> bool:
+    state = pod.state
+    return state is not None and not pod.deleting and state.sequence < desired.sequence
+
+
+def is_verified(pod: PodView, desired: DesiredSet) -> bool:
+    """Whether a pod said in this pass that it holds exactly this set, every variant verified."""
+    state = pod.state
+    if not pod.fresh or state is None or state.revision != desired.revision or state.set_digest != desired.digest:
+        return False
+    return pod.verified.issuperset((a.name, a.digest) for a in desired.adapters)
+
+
+def refused(pods: Iterable[PodView], desired: DesiredSet) -> list[tuple[str, str]]:
+    """(served name, why) of the set's variants that a pod refuses to serve."""
+    wished = {(a.name, a.digest) for a in desired.adapters}
+    return sorted(
+        {
+            (a.name, a.message or a.reason or "the pod does not say why")
+            for pod in pods
+            for a in (pod.state.adapters if pod.state else ())
+            if a.state is AdapterState.FAILED and (a.name, a.digest) in wished
+        }
+    )

@@ -1,0 +1,95 @@
+"""Objects of the API server, read into the nouns of ``observed``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+
+from readapt_api import labels
+from readapt_api.errors import EXIT_BAD_INPUT
+from readapt_api.jobs import JobKind, Summary
+from readapt_operator.builders.meta import controller_uid
+from readapt_operator.kube.resources import Doc
+from readapt_operator.memory import Memory
+from readapt_operator.observed import DeploymentView, JobView, PodView
+
+log = logging.getLogger(__name__)
+
+
+def job_view(body: Doc, pods: Iterable[Doc], memory: Memory) -> JobView:
+    """A Job with what the last of its ``pods`` left."""
+    meta, status = body["metadata"], body.get("status") or {}
+    marks = meta.get("annotations") or {}
+    conditions = {x["type"]: x for x in status.get("conditions") or () if x["status"] == "True"}
+    failed = conditions.get("Failed")
+    ended = failed is not None or "Complete" in conditions
+    summary, exit_code = _left_by(pods) if ended else (None, None)
+    refused_by_policy = failed is not None and failed.get("reason") == "PodFailurePolicy"
+    return JobView(
+        body=body,
+        name=meta["name"],
+        owner_uid=controller_uid(body),
+        kind=JobKind(meta["labels"][labels.JOB_KIND]),
+        input_hash=marks.get(labels.INPUT_HASH, ""),
+        retry=marks.get(labels.RETRY, ""),
+        attempt=int(marks.get(labels.ATTEMPT, "1")),
+        succeeded="Complete" in conditions,
+        failed=failed is not None,
+        deleting="deletionTimestamp" in meta,
+        summary=summary,
+        exit_code=exit_code,
+        failure=": ".join(x for x in (failed.get("reason"), failed.get("message")) if x) if failed else "",
+        refused=exit_code == EXIT_BAD_INPUT or (refused_by_policy and exit_code is None),
+        settled_s=memory.age_s(("ended", meta["uid"]), ended) or 0.0,
+    )
+
+
+def _left_by(pods: Iterable[Doc]) -> tuple[Summary | None, int | None]:
+    """Termination message and exit code of a Job's last pod that ended."""
+    ends = []
+    for pod in pods:
+        for container in (pod.get("status") or {}).get("containerStatuses") or ():
+            end = (container.get("state") or {}).get("terminated")
+            if end and container["name"] == "job":
+                ends.append((end.get("finishedAt") or "", end.get("message") or "", int(end["exitCode"])))
+    if not ends:
+        return None, None
+    _, message, exit_code = max(ends)
+    try:
+        return Summary.model_validate_json(message), exit_code
+    except ValidationError:
+        return None, exit_code
+
+
+def deployment_view(body: Doc) -> DeploymentView:
+    meta, status = body["metadata"], body.get("status") or {}
+    marks = meta.get("annotations") or {}
+    return DeploymentView(
+        body=body,
+        revision=meta["labels"].get(labels.REVISION, ""),
+        base_digest=marks.get(labels.BASE_DIGEST, ""),
+        version=marks.get(labels.VERSION, ""),
+        replicas=body["spec"].get("replicas", 1),
+        ready_replicas=status.get("readyReplicas", 0),
+        live_replicas=status.get("replicas", 0),
+        created=meta["creationTimestamp"],
+        deleting="deletionTimestamp" in meta,
+    )
+
+
+def pod_view(body: Doc) -> PodView | None:
+    """A serving pod; one that has ended is none."""
+    meta, status = body["metadata"], body.get("status") or {}
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return None
+    ready = any(x["type"] == "Ready" and x["status"] == "True" for x in status.get("conditions") or ())
+    return PodView(
+        name=meta["name"],
+        uid=meta["uid"],
+        ip=status.get("podIP", ""),
+        revision=meta["labels"][labels.REVISION],
+        ready=ready,
+        deleting="deletionTimestamp" in meta,
+    )

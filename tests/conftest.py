@@ -1,0 +1,3 @@
+"""Fixtures for every tier; see ``readapt_testing``."""
+
+pytest_plugins = ["readapt_testing.plugin"]

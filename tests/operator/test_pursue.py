@@ -1,0 +1,144 @@
+"""From attempts to a verdict: one row per situation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from readapt_api import conditions as c
+from readapt_api.jobs import DriftRequest, JobKind, Summary
+from readapt_api.v1alpha1.base_model import BaseModelResource
+from readapt_operator.builders.job import Task
+from readapt_operator.builders.meta import Owner
+from readapt_operator.decide.jobs import Start, Wording, pursue, schedule
+from readapt_operator.decide.plan import Create, Delete, State
+from readapt_operator.observed import JobView, Observed, by_wish
+from readapt_operator.queue import Key
+from readapt_testing.fake_world import base_model
+
+ONE, TWO = "sha256:" + 64 * "1", "sha256:" + 64 * "2"
+REQUEST = DriftRequest(old_base=ONE, new_base=TWO)
+OWNER = Owner("BaseModel", "default", "base", "uid")
+TASK = Task(OWNER, "base", REQUEST, REQUEST.input_hash)
+WORDING = Wording(c.MEASURING_DRIFT, c.DRIFT_FAILED, "drift")
+OK = Summary(kind=JobKind.DRIFT, ok=True)
+SAID = Summary(kind=JobKind.DRIFT, ok=False, reason="BadWeights", message="w.safetensors: NaN")
+
+
+def job(attempt: int = 1, **fields: Any) -> JobView:
+    view = JobView(
+        body={"kind": "Job", "metadata": {"name": "j", "namespace": "default", "uid": "x", "resourceVersion": "1"}},
+        name=f"j{attempt}",
+        owner_uid="uid",
+        kind=JobKind.DRIFT,
+        input_hash=REQUEST.input_hash,
+        retry="",
+        attempt=attempt,
+        succeeded=False,
+        failed=False,
+        deleting=False,
+    )
+    return replace(view, **fields)
+
+
+def seen(*jobs: JobView, **fields: Any) -> Observed:
+    nothing = Observed(
+        key=Key("default", "base"),
+        now=datetime(2025, 1, 1, tzinfo=UTC),
+        runtime_image="image",
+        admin_key="",
+        propagation_s=3.0,
+        drain_limit_s=600.0,
+        retry_s=10.0,
+        base=None,
+        jobs=by_wish(jobs),
+    )
+    return replace(nothing, **fields)
+
+
+RUNNING = job()
+LOST = job(succeeded=True)
+BROKEN = job(failed=True, settled_s=1000.0, exit_code=70)
+ROWS: dict[str, tuple[tuple[JobView, ...], State | None, str, int | None]] = {
+    "nothing yet": ((), State.WORKING, c.MEASURING_DRIFT, 1),
+    "runs": ((RUNNING,), State.WORKING, c.MEASURING_DRIFT, None),
+    "is being deleted": ((replace(BROKEN, deleting=True),), State.WORKING, c.MEASURING_DRIFT, None),
+    "done": ((replace(LOST, summary=OK),), None, "", None),
+    "done by an earlier attempt": ((replace(LOST, summary=OK), job(2, failed=True)), None, "", None),
+    "success without a summary": ((LOST,), State.WORKING, c.MEASURING_DRIFT, 2),
+    "success without a summary, thrice": ((job(3, succeeded=True),), State.STALLED, c.JOB_FAILED, None),
+    "refused by exit code": ((replace(BROKEN, refused=True, exit_code=64),), State.STALLED, c.DRIFT_FAILED, None),
+    "refused and said why": ((replace(BROKEN, refused=True, summary=SAID),), State.STALLED, c.DRIFT_FAILED, None),
+    "says no, exits with 0": ((replace(LOST, summary=SAID),), State.STALLED, c.DRIFT_FAILED, None),
+    "failed a moment ago": ((replace(BROKEN, settled_s=9.9),), State.WORKING, c.RETRYING, None),
+    "failed long enough ago": ((replace(BROKEN, settled_s=10.0),), State.WORKING, c.MEASURING_DRIFT, 2),
+    "second failure waits longer": ((replace(BROKEN, attempt=2, settled_s=19.9),), State.WORKING, c.RETRYING, None),
+    "attempts used up": ((BROKEN, job(2, failed=True), job(3, failed=True)), State.STALLED, c.JOB_FAILED, None),
+    "another input": ((replace(BROKEN, input_hash=ONE, refused=True),), State.WORKING, c.MEASURING_DRIFT, 1),
+    "another wish to retry": ((replace(BROKEN, retry="x", refused=True),), State.WORKING, c.MEASURING_DRIFT, 1),
+    "an earlier owner": ((replace(BROKEN, owner_uid="old", refused=True),), State.WORKING, c.MEASURING_DRIFT, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("jobs", "state", "reason", "attempt"), ROWS.values(), ids=ROWS)
+def test_attempts_are_judged(jobs: tuple[JobView, ...], state: State | None, reason: str, attempt: int | None) -> None:
+    errand = pursue(TASK, seen(*jobs), 3, WORDING)
+    assert (errand.verdict.state if errand.verdict else None) is state
+    assert (errand.verdict.reason if errand.verdict else "") == reason
+    assert (errand.start.attempt if errand.start else None) == attempt
+    assert (errand.summary is not None) == (state is None)
+
+
+def test_a_failure_is_told_in_the_jobs_own_words() -> None:
+    verdict = pursue(TASK, seen(replace(BROKEN, refused=True, summary=SAID)), 3, WORDING).verdict
+    assert verdict is not None
+    assert verdict.message == "drift: BadWeights: w.safetensors: NaN"
+
+
+def test_a_retry_is_looked_for_when_it_is_due() -> None:
+    verdict = pursue(TASK, seen(replace(BROKEN, settled_s=4.0)), 3, WORDING).verdict
+    assert verdict is not None
+    assert verdict.again_s == pytest.approx(6.0)
+
+
+def base(**spec: Any) -> BaseModelResource:
+    body = base_model(**spec)
+    body["metadata"]["uid"] = "uid"
+    return BaseModelResource.model_validate(body)
+
+
+def tasks(count: int) -> list[Task]:
+    owners = [Owner("LoRAAdapter", "default", f"a{i}", f"u{i}") for i in range(count)]
+    return [Task(owner, "base", REQUEST, REQUEST.input_hash) for owner in owners]
+
+
+def test_no_more_than_max_parallel_jobs_run_at_once() -> None:
+    wished = tasks(3)
+    running = job(owner_uid="u0")
+    starts = [Start(t, 1) for t in wished[1:]]
+    plan = schedule(seen(running), base(upgrade={"maxParallelJobs": 2}), wished, starts)
+    created = [a.body["metadata"]["name"] for a in plan.actions if isinstance(a, Create)]
+    assert created == [wished[1].name(1)] * 2  # the request, then the Job
+    assert plan.waiting == {wished[2].name(1)}
+
+
+def test_a_running_job_that_nobody_wishes_for_is_deleted_and_frees_its_slot() -> None:
+    (wished,) = tasks(1)
+    plan = schedule(seen(RUNNING), base(upgrade={"maxParallelJobs": 1}), [wished], [Start(wished, 1)])
+    assert [type(a) for a in plan.actions] == [Delete, Create, Create]
+    assert plan.actions[0] == Delete(RUNNING.body, "nobody wishes for its result any more")
+
+
+@pytest.mark.parametrize("ended", [replace(LOST, summary=OK), BROKEN], ids=["succeeded", "failed"])
+def test_an_ended_job_is_never_deleted(ended: JobView) -> None:
+    assert schedule(seen(ended), base(), [], []).actions == ()
+
+
+def test_suspended_nothing_starts() -> None:
+    wished = tasks(2)
+    plan = schedule(seen(), base(suspend=True), wished, [Start(t, 1) for t in wished])
+    assert plan.actions == ()
+    assert plan.held == {t.name(1) for t in wished}
