@@ -1,0 +1,23 @@
+"""The circumstances under which numbers came about; equal ones give equal numbers."""
+
+from __future__ import annotations
+
+import optuna
+import peft
+import torch
+import transformers
+
+from readapt_runtime.adapt.base import LoadedBase
+from readapt_runtime.adapt.scoring import METRIC_VERSION
+
+
+def circumstances(base: LoadedBase) -> dict[str, object]:
+    """Versions, number format and threads; no host, no times."""
+    libraries = {"torch": torch, "transformers": transformers, "peft": peft, "optuna": optuna}
+    return {
+        "threads": torch.get_num_threads(),
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "metric": {"name": "Accuracy", "version": METRIC_VERSION},
+        "versions": {name: str(library.__version__) for name, library in libraries.items()},
+    }

@@ -1,0 +1,176 @@
+"""The ReLoRA rung: from the old adapter to a candidate for the gate.
+
+search α and β (search examples) -> fold the best few -> choose the start -> good enough on the stopping examples? ->
+else tune. The gate's examples are not looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+
+from readapt_api.jobs import AdaptationSettings
+from readapt_runtime.adapt.base import LoadedBase
+from readapt_runtime.adapt.comparison import AnswerStream, Pair
+from readapt_runtime.adapt.data import Splits
+from readapt_runtime.adapt.factors import SideFactors, attached, side_factors
+from readapt_runtime.adapt.retention import Retention, Yardstick, floor, holds, retention, text_losses
+from readapt_runtime.adapt.search import (
+    COPY,
+    Measured,
+    Point,
+    SideBySide,
+    best_points,
+    choose_start,
+    fold,
+    kept_energy,
+    search,
+)
+from readapt_runtime.adapt.tokens import Encoded, encode, mean_losses
+from readapt_runtime.adapt.tuning import Evaluation, Tuning, tune
+from readapt_runtime.lora_format import LoraAdapter
+from readapt_runtime.lowrank import LowRank
+from readapt_runtime.progress import Log
+
+SEARCH_SEQUENCES = 12
+"""Of the retention text, for a trial of the search."""
+_FOLDED = 2
+"""How many of the best points are folded and scored again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The rung's one candidate."""
+
+    adapter: LoraAdapter
+    retention: Retention | None
+    start: Point
+    steps: int
+    """Of tuning; 0 when the start was good enough."""
+    evidence: dict[str, object]
+
+
+@dataclass(slots=True)
+class Relora:
+    """Everything the rung needs; ``run`` is its life."""
+
+    base: LoadedBase
+    adapter: LoraAdapter
+    drift: Mapping[str, LowRank]
+    splits: Splits
+    settings: AdaptationSettings
+    yardstick: Yardstick
+    of_copy: Retention | None
+    reference_score: float
+    """Accuracy of the old pair on the stopping examples."""
+    seed: int
+    copy_may_win: bool
+    """Whether Copy itself, untuned, may be the candidate: not when the gate has already refused it."""
+    log: Log
+    timed: Callable[[str], AbstractContextManager[None]]
+    _retentions: dict[int, Retention | None] = field(default_factory=dict)
+    """Of the evaluated checkpoints, by step."""
+    _part_floor: float | None = None
+    """The floor on the part of the text that the search sees; set by its first trial, Copy."""
+    _search_rows: list[Encoded] = field(default_factory=list)
+    _best_score: float = 0.0
+
+    def run(self) -> Found:
+        """Searches, folds, and tunes if it must. Raises Diverged."""
+        self._search_rows = encode(self.base, self.splits.search)
+        with self.timed("search"):
+            trials, start = self._search()
+        adapter = fold(self.adapter, self.drift, start.point)
+        with self.timed("evaluation"):
+            first = self._evaluate(0, adapter)
+            if not first.feasible and start.point != COPY:
+                # The part of the text that the search saw was kinder than the whole: Copy always keeps the floor.
+                start, adapter = self._measured(COPY, self.adapter), self.adapter
+                first = self._evaluate(0, adapter)
+        evidence: dict[str, object] = {
+            "trials": [_trial(t) for t in trials],
+            "start": {**_trial(start), "keptEnergy": kept_energy(self.adapter, self.drift, start.point)},
+            "referenceScore": self.reference_score,
+        }
+        if first.ready and (start.point != COPY or self.copy_may_win):
+            return Found(
+                adapter, self._retentions[0], start.point, 0, {**evidence, "tuned": False, "curve": [asdict(first)]}
+            )
+        with self.timed("tuning"):
+            tuned = tune(
+                self.base, adapter, first, encode(self.base, self.splits.train), self._tuning(), self._evaluate
+            )
+        curve = [asdict(e) for e in tuned.curve]
+        evidence |= {"tuned": True, "curve": curve, "trainLosses": list(tuned.train_losses), "best": tuned.best.step}
+        return Found(tuned.adapter, self._retentions[tuned.best.step], start.point, tuned.best.step, evidence)
+
+    def _search(self) -> tuple[list[Measured], Measured]:
+        shares = iter(0.2 + 0.2 * n / self.settings.trials for n in range(self.settings.trials))
+        side = SideBySide(self.adapter, self.drift, self.base.dtype)
+
+        def evaluate(point: Point) -> Measured:
+            self.log.progress(next(shares), "searching for a starting point")
+            side.move_to(point)
+            measured = self._measure(point, side.factors)
+            self.log.info("trial", alpha=point.alpha, beta=point.beta, loss=measured.loss, retention=measured.retention)
+            return measured
+
+        trials = search(evaluate, self.settings.trials, self.seed)
+        folded = [
+            self._measured(point, fold(self.adapter, self.drift, point)) for point in best_points(trials, _FOLDED)
+        ]
+        return trials, choose_start(trials[0], folded)
+
+    def _measured(self, point: Point, adapter: LoraAdapter) -> Measured:
+        return self._measure(point, side_factors(adapter, self.base.dtype))
+
+    def _measure(self, point: Point, factors: Mapping[str, SideFactors]) -> Measured:
+        """On the search examples and on the first sequences of the retention text."""
+        part = self.yardstick.part(SEARCH_SEQUENCES)
+        with attached(self.base.model, factors):
+            losses = mean_losses(self.base, self._search_rows)
+            # Where Copy itself keeps nothing there is no constraint, and the text need not be read.
+            constrained = self._floor(self.of_copy) is not None
+            kept = retention(part, text_losses(self.base, part.tokens)) if constrained else None
+        if point == COPY and self._part_floor is None:
+            self._part_floor = self._floor(kept)
+        return Measured(point, tuple(losses.tolist()), None if kept is None else kept.value, self._part_floor)
+
+    def _evaluate(self, step: int, adapter: LoraAdapter) -> Evaluation:
+        """A checkpoint on the stopping examples and, when it may be kept, on the whole retention text."""
+        self.log.progress(0.4 + 0.4 * step / self.settings.max_steps, "tuning")
+        examples = self.splits.stopping
+        right = AnswerStream(Pair(self.base, adapter), examples, self.splits.choices).first(len(examples))
+        score = sum(right) / len(right)
+        kept, measured = None, self.of_copy is not None and score >= min(self._best_score, self.reference_score)
+        if measured:
+            with attached(self.base.model, side_factors(adapter, self.base.dtype)):
+                kept = retention(self.yardstick, text_losses(self.base, self.yardstick.tokens))
+        self._retentions[step] = kept
+        self._best_score = max(self._best_score, score)
+        feasible = self.of_copy is None or (measured and holds(kept, self._floor(self.of_copy)))
+        value = None if kept is None else kept.value
+        self.log.info("checkpoint", step=step, score=score, reference=self.reference_score, retention=value)
+        return Evaluation(step, score, value, feasible, ready=feasible and score >= self.reference_score)
+
+    def _floor(self, of_copy: Retention | None) -> float | None:
+        return floor(float(self.settings.min_retention), of_copy)
+
+    def _tuning(self) -> Tuning:
+        return Tuning(
+            max_steps=self.settings.max_steps,
+            learning_rate=float(self.settings.learning_rate),
+            batch_size=self.settings.batch_size,
+            seed=self.seed,
+        )
+
+
+def _trial(measured: Measured) -> dict[str, object]:
+    return {
+        "alpha": measured.point.alpha,
+        "beta": measured.point.beta,
+        "loss": measured.loss,
+        "retention": measured.retention,
+        "floor": measured.floor,
+    }

@@ -1,0 +1,102 @@
+"""``readapt``: the same work as the Jobs', on directories, for people without a cluster.
+
+Each command prints one JSON object on standard output; progress and messages go to standard error. Exit codes: 0 done,
+64 something about the input must be changed, 75 try again. Heavy imports happen inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from readapt_api.errors import EXIT_BAD_INPUT, EXIT_OK, ReadaptError
+from readapt_runtime.adapt.command import adapt
+from readapt_runtime.server.command import serve
+
+app = typer.Typer(
+    name="readapt",
+    help="Keeps LoRA adapters alive when their base model moves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+_USAGE_ERROR = 2
+
+app.command()(serve)
+app.command()(adapt)
+
+
+@app.command()
+def digest(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="A folder, or a single file.")],
+) -> None:
+    """Prints the digest of a source, to be pinned in `spec.…source.digest`.
+
+    Example: `readapt digest ./smollm2-v2`
+    """
+    from readapt_api.digest import digest_path
+
+    _print({"digest": digest_path(path), "path": str(path)})
+
+
+@app.command()
+def drift(
+    old: Annotated[Path, typer.Option("--from", metavar="DIR", help="The base as it was.")],
+    new: Annotated[Path, typer.Option("--to", metavar="DIR", help="The base as it is now.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets drift.safetensors and drift.json.")],
+) -> None:
+    """Measures what changed between two versions of a base, per linear module.
+
+    Example: `readapt drift --from ./v1 --to ./v2 --out ./drift`
+    """
+    from readapt_runtime.drift.command import run
+
+    _print(run(old, new, out))
+
+
+@app.command()
+def extract(
+    base: Annotated[Path, typer.Option(metavar="DIR", help="The base that was fine-tuned.")],
+    finetuned: Annotated[Path, typer.Option(metavar="DIR", help="The full fine-tuned checkpoint.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets the PEFT adapter, sidecar and report.json.")],
+    rank: Annotated[int | None, typer.Option(metavar="N", help="One rank for every module.")] = None,
+    energy: Annotated[float | None, typer.Option(metavar="X", help="Share of the change to keep, 0 to 1.")] = None,
+    max_rank: Annotated[int, typer.Option(metavar="N", help="No module gets more than this.")] = 64,
+) -> None:
+    """Makes a LoRA adapter out of a full fine-tuned checkpoint, without data.
+
+    Examples: `readapt extract --base ./v1 --finetuned ./support --out ./support-lora --rank 16`,
+    or `--energy 0.9` in place of `--rank 16`.
+    """
+    from readapt_runtime.extract.command import run
+
+    _print(run(base, finetuned, out, rank, energy, max_rank))
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit code; a bug is not caught and leaves its traceback."""
+    try:
+        app(list(arguments), prog_name="readapt")
+    except ReadaptError as error:
+        sys.stderr.write(f"readapt: {type(error).__name__}: {error}\n")
+        return error.exit_code
+    except SystemExit as leaving:
+        # typer leaves this way always; its code for a wrong command line is bad input in ours.
+        return EXIT_BAD_INPUT if leaving.code == _USAGE_ERROR else int(leaving.code or EXIT_OK)
+    return EXIT_OK
+
+
+def _print(result: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")

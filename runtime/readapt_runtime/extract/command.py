@@ -1,0 +1,28 @@
+"""``readapt extract``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from readapt_runtime.extract.extraction import extract
+from readapt_runtime.extract.ranks import RankPolicy
+from readapt_runtime.progress import ConsoleLog
+
+
+def run(
+    base: Path, finetuned: Path, out: Path, rank: int | None, energy: float | None, max_rank: int
+) -> dict[str, object]:
+    """Extracts an adapter into ``out`` and returns what to print. Raises BadPolicy unless one of rank and energy."""
+    policy = RankPolicy(fixed=rank, energy=energy, max_rank=max_rank)
+    with ConsoleLog() as log:
+        found = extract(base, finetuned, out, policy, log)
+    report = found.report
+    return {
+        "out": str(out),
+        "rank": found.rank,
+        "modules": len(report.modules),
+        "energy": report.energy,
+        "sidecar_share": report.sidecar_share,
+        "relative_error": report.relative_error,
+        "warnings": list(report.warnings),
+    }

@@ -1,0 +1,10 @@
+"""What runs inside a Job's container: one request in, one result in the store, one summary for the operator.
+
+main.py       entry point: request, signals, exit codes
+recorded.py   answers that the store already has; no torch
+summary.py    the termination message
+fetch/        sources -> artifacts
+drift.py      two bases -> their drift
+extract.py    base + checkpoint -> a gated variant
+adapt.py      variants of an old base -> gated variants of a new one
+"""

@@ -1,0 +1,214 @@
+"""LoRA adapters as PEFT writes them.
+
+In: a PEFT folder (``adapter_config.json``, ``adapter_model.safetensors``) and the linear shapes of its base. Out: a
+``LoraAdapter`` whose every module fits that base. Next: serving registers it, ``adapt`` and ``probe`` work on it.
+PEFT itself takes an adapter with keys missing (they stay at their inert initial value) or under a wrong prefix (they
+are ignored), and then the base answers in the adapter's name; so the keys must be exactly those that the config names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from readapt_api.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest
+from readapt_runtime.model.config import UnsupportedModel
+from readapt_runtime.peft_config import PeftLoraConfig, parse_config
+from readapt_runtime.safe_tensors import ADAPTER_LIMITS, BadWeights, TensorFile, read_json_object, save_readable
+
+_PREFIX = "base_model.model."
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+"""Families whose decoder layers have the seven linear modules below."""
+
+
+class Shape(NamedTuple):
+    """Of a linear module's weight, ``[out, in]``."""
+
+    out: int
+    into: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoraModule:
+    """The update ``scale * b @ a`` of one linear module's weight; ``scale`` is PEFT's alpha/r (or alpha/√r)."""
+
+    name: str
+    a: torch.Tensor  # [r, in]
+    b: torch.Tensor  # [out, r]
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """The modules of an adapter by name (``model.layers.0.self_attn.q_proj``), in the order of the base."""
+
+    modules: Mapping[str, LoraModule]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a module."""
+        return max((module.rank for module in self.modules.values()), default=0)
+
+
+def linear_shapes(config: Mapping[str, object]) -> dict[str, Shape]:
+    """Module name -> (out, in) of the linear modules of the decoder layers, from a model's config.json.
+
+    Raises UnsupportedModel for another family, or dimensions that are missing or out of bounds.
+    """
+    if config.get("model_type") not in MODEL_TYPES:
+        raise UnsupportedModel(f"model_type {config.get('model_type')!r}; supported are {', '.join(MODEL_TYPES)}")
+    hidden = _dimension(config, "hidden_size")
+    inner = _dimension(config, "intermediate_size")
+    heads = _dimension(config, "num_attention_heads")
+    kv_heads = _dimension(config, "num_key_value_heads", heads)
+    head = _dimension(config, "head_dim", max(hidden // heads, 1))
+    layer = {
+        "self_attn.q_proj": Shape(heads * head, hidden),
+        "self_attn.k_proj": Shape(kv_heads * head, hidden),
+        "self_attn.v_proj": Shape(kv_heads * head, hidden),
+        "self_attn.o_proj": Shape(hidden, heads * head),
+        "mlp.gate_proj": Shape(inner, hidden),
+        "mlp.up_proj": Shape(inner, hidden),
+        "mlp.down_proj": Shape(hidden, inner),
+    }
+    layers = range(_dimension(config, "num_hidden_layers"))
+    return {f"model.layers.{n}.{name}": shape for n in layers for name, shape in layer.items()}
+
+
+def read_adapter(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    max_rank: int | None = None,
+    manifest: Manifest | None = None,
+) -> LoraAdapter:
+    """The adapter in a PEFT folder, every module checked against ``shapes`` (name -> (out, in)).
+
+    Tensors keep their stored dtype (float32, float16 or bfloat16), on the CPU. With ``manifest`` the bytes of the
+    weights must have the sha256 that it lists. Raises BadWeights with the module's name: options that cannot be
+    served, keys beyond or short of the config, shapes that do not fit, ranks above ``max_rank``, NaN, an A of zeros.
+    """
+    config = parse_config(read_json_object(folder / ADAPTER_CONFIG))
+    expected = [name for name in shapes if config.targets(name)]
+    if not expected:
+        raise BadWeights(f"{ADAPTER_CONFIG}: its target_modules match no linear module of the base")
+    entry = None if manifest is None else next((f for f in manifest.files if f.name == ADAPTER_WEIGHTS), None)
+    if manifest is not None and entry is None:
+        raise BadWeights(f"{manifest.digest}: its manifest lists no {ADAPTER_WEIGHTS}")
+    with TensorFile(folder / ADAPTER_WEIGHTS, ADAPTER_LIMITS, entry) as file:
+        _check_keys(file.infos, expected, shapes)
+        modules = {name: _read_module(file, name, Shape(*shapes[name]), config, max_rank) for name in expected}
+    return LoraAdapter(modules)
+
+
+def write_adapter(folder: Path, adapter: LoraAdapter, base_name: str) -> None:
+    """Writes a PEFT folder that PEFT, and ``read_adapter``, read back as the same function.
+
+    Equal adapters give equal bytes. ``alpha`` carries the scale, so that the factors are stored untouched.
+    """
+    if not adapter.modules:
+        raise BadWeights("an adapter without modules")
+    folder.mkdir(parents=True, exist_ok=True)
+    document = json.dumps(_config_document(adapter, base_name), indent=2, sort_keys=True) + "\n"
+    (folder / ADAPTER_CONFIG).write_text(document, encoding="utf-8")
+    tensors: dict[str, torch.Tensor] = {}
+    for name, module in adapter.modules.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = module.a.detach().cpu().contiguous()
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = module.b.detach().cpu().contiguous()
+    save_readable(folder / ADAPTER_WEIGHTS, tensors)
+
+
+def _dimension(config: Mapping[str, object], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if type(value) is not int or not 1 <= value < 1 << 20:
+        raise UnsupportedModel(f"config.json: {key} is {value!r}, not a sensible dimension")
+    return value
+
+
+def _check_keys(keys: Iterable[str], expected: Iterable[str], shapes: Mapping[str, object]) -> None:
+    wanted = {f"{_PREFIX}{name}.lora_{side}.weight" for name in expected for side in "AB"}
+    present = set(keys)
+    for key in sorted(present - wanted):
+        raise BadWeights(f"{ADAPTER_WEIGHTS}: {_why_unexpected(key, shapes)}")
+    for key in sorted(wanted - present):
+        partner = key.replace(".lora_A.", ".lora_?.").replace(".lora_B.", ".lora_?.")
+        paired = any(partner.replace("?", side) in present for side in "AB")
+        reason = "its partner is there" if paired else "the config names this module"
+        raise BadWeights(f"{ADAPTER_WEIGHTS}: no tensor {key}, but {reason}")
+
+
+def _why_unexpected(key: str, shapes: Mapping[str, object]) -> str:
+    match = _KEY.fullmatch(key)
+    if not key.startswith(_PREFIX):
+        return f"{key}: every key must start with {_PREFIX}"
+    if "lora_magnitude_vector" in key:
+        return f"{key}: DoRA cannot be served"
+    if match is None:
+        return f"{key}: neither a lora_A nor a lora_B weight"
+    if match["module"] in shapes:
+        return f"{key}: the config's target_modules do not name this module"
+    return f"{key}: the base has no linear module {match['module']} that can carry LoRA"
+
+
+def _read_module(file: TensorFile, name: str, shape: Shape, config: PeftLoraConfig, max_rank: int | None) -> LoraModule:
+    rank = config.rank(name)
+    if max_rank is not None and rank > max_rank:
+        raise BadWeights(f"{name}: rank {rank} is above the allowed {max_rank}")
+    wanted = {"A": (rank, shape.into), "B": (shape.out, rank)}
+    for side, expected in wanted.items():
+        found = file.infos[f"{_PREFIX}{name}.lora_{side}.weight"].shape
+        if found != expected:
+            raise BadWeights(
+                f"{name}: lora_{side} has shape {list(found)}, expected {list(expected)} "
+                f"(rank {rank} on a base weight of {[shape.out, shape.into]})"
+            )
+    a, b = (file.read(f"{_PREFIX}{name}.lora_{side}.weight") for side in "AB")
+    if not bool(a.any()):
+        # No training and no extraction leaves an A of zeros; a hole in the file after a power loss does.
+        raise BadWeights(f"{name}: lora_A holds nothing but zeros")
+    return LoraModule(name, a, b, config.scale(name))
+
+
+def _config_document(adapter: LoraAdapter, base_name: str) -> dict[str, object]:
+    modules = adapter.modules
+    rank = Counter(m.rank for m in modules.values()).most_common(1)[0][0]
+    alphas = {name: _alpha(module) for name, module in modules.items()}
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {n: m.rank for n, m in modules.items() if m.rank != rank},
+        "alpha_pattern": {n: a for n, a in alphas.items() if a != alpha},
+        "target_modules": sorted(modules),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+    }
+
+
+def _alpha(module: LoraModule) -> float | int:
+    """alpha such that alpha / r is the module's scale; whole numbers as integers, as PEFT writes them."""
+    alpha = module.scale * module.rank
+    if not math.isfinite(alpha):
+        raise BadWeights(f"{module.name}: scale {module.scale} is not finite")
+    return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha

@@ -1,0 +1,146 @@
+"""PEFT's adapter_config.json, as far as it can be served.
+
+In: the JSON object. Out: which modules it names, with which rank and scale. Next: ``lora_format`` holds the weights
+against it. Matching follows PEFT 0.21 (``check_target_module_exists``, ``get_pattern_key``). Every option that
+changes what the weights mean is either honoured or refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from readapt_api.artifacts import ADAPTER_CONFIG
+from readapt_runtime.safe_tensors import BadWeights
+
+_Number = TypeVar("_Number", int, float)
+_REFUSED_WHEN_SET = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+    "ensure_weight_tying",
+)
+"""Options that change the function beyond B @ A, or that carry weights outside of the linear modules."""
+
+
+class _Document(BaseModel):
+    """The keys that matter; PEFT adds more of them with each release."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    peft_type: str
+    r: int = Field(ge=1, le=4096)
+    lora_alpha: float = Field(allow_inf_nan=False)
+    target_modules: list[str] | str = Field(max_length=8192)
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    bias: str = "none"
+    use_rslora: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PeftLoraConfig:
+    """What a config says about each linear module."""
+
+    document: _Document
+
+    def targets(self, name: str) -> bool:
+        """Whether the adapter has weights for the module ``name``."""
+        document = self.document
+        if document.exclude_modules and _names(document.exclude_modules, name):
+            return False
+        if isinstance(document.target_modules, str):
+            return _names(document.target_modules, name)
+        return _names(document.target_modules, name) and self._in_layers(name)
+
+    def rank(self, name: str) -> int:
+        """The rank of a module, ``rank_pattern`` first."""
+        return _pattern(self.document.rank_pattern, name, self.document.r)
+
+    def scale(self, name: str) -> float:
+        """alpha / r, or alpha / √r with rank-stabilised LoRA."""
+        alpha = _pattern(self.document.alpha_pattern, name, self.document.lora_alpha)
+        rank = self.rank(name)
+        return alpha / math.sqrt(rank) if self.document.use_rslora else alpha / rank
+
+    def _in_layers(self, name: str) -> bool:
+        wanted = self.document.layers_to_transform
+        if wanted is None or wanted == []:
+            return True
+        patterns = self.document.layers_pattern or "[^.]*"
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if match := re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", name):
+                layer = int(match["layer"])
+                return layer == wanted if isinstance(wanted, int) else layer in wanted
+        return False
+
+
+def parse_config(document: Mapping[str, object]) -> PeftLoraConfig:
+    """Raises BadWeights for anything but plain LoRA on linear modules, naming the option."""
+    if document.get("peft_type") != "LORA":
+        raise BadWeights(f"{ADAPTER_CONFIG}: peft_type {document.get('peft_type')!r}; only LORA is supported")
+    for option in _REFUSED_WHEN_SET:
+        if document.get(option) not in (None, False, [], {}):
+            raise BadWeights(f"{ADAPTER_CONFIG}: {option} cannot be served")
+    try:
+        parsed = _Document.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadWeights(f"{ADAPTER_CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    for name in ("lm_head", "embed_tokens"):
+        if isinstance(parsed.target_modules, list) and _names(parsed.target_modules, f"model.{name}"):
+            raise BadWeights(f"{ADAPTER_CONFIG}: target_modules: LoRA on {name} cannot be served")
+    if parsed.bias != "none":
+        raise BadWeights(f"{ADAPTER_CONFIG}: bias {parsed.bias!r} cannot be served, only 'none'")
+    if any(rank < 1 for rank in (parsed.rank_pattern or {}).values()):
+        raise BadWeights(f"{ADAPTER_CONFIG}: rank_pattern: ranks start at 1")
+    if not all(math.isfinite(alpha) for alpha in (parsed.alpha_pattern or {}).values()):
+        raise BadWeights(f"{ADAPTER_CONFIG}: alpha_pattern: not a finite number")
+    _compile(parsed)
+    return PeftLoraConfig(parsed)
+
+
+def _names(names: list[str] | str, module: str) -> bool:
+    """A string is a regular expression over the full name (or PEFT's shorthand), a list holds name suffixes."""
+    if isinstance(names, str):
+        return names.lower() == "all-linear" or re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _pattern(patterns: Mapping[str, _Number] | None, module: str, default: _Number) -> _Number:
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _compile(document: _Document) -> None:
+    expressions = [*(document.rank_pattern or {}), *(document.alpha_pattern or {})]
+    for names in (document.target_modules, document.exclude_modules):
+        expressions += [names] if isinstance(names, str) else []
+    patterns = document.layers_pattern or []
+    expressions += [patterns] if isinstance(patterns, str) else patterns
+    for expression in expressions:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise BadWeights(f"{ADAPTER_CONFIG}: {expression[:80]!r} is no regular expression") from error

@@ -1,0 +1,310 @@
+"""Reading weights that somebody else wrote.
+
+In: a ``*.safetensors`` file, or a checkpoint folder of them. Out: named, shaped, finite tensors, one at a time. Next:
+``lora_format`` and the Jobs. The library accepts duplicate keys, odd names and headers of any size, so the header is
+parsed and judged here before a byte of data is used; ``.bin`` and other pickles are never opened.
+
+Tensors are read with ``pread`` into memory of their own rather than mapped: a mapped file that shrinks kills the
+process with SIGBUS, a short read is an error that names the file, and one tensor at a time is all that is resident.
+
+    BadWeights     Terminal   what is in the file cannot be trusted or does not fit
+    FileChanged    Transient  the file changed while it was being read
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from safetensors.torch import save_file
+
+from readapt_api.digest import FileEntry
+from readapt_api.errors import Terminal, Transient
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*(\.[A-Za-z0-9_\-]+)*")
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
+_FINITE_BLOCK = 1 << 22
+_HASH_BLOCK = 8 << 20
+
+
+class BadWeights(Terminal):
+    """Weights that are damaged, of the wrong shape or type, or not what they claim to be."""
+
+
+class FileChanged(Transient):
+    """A file changed while it was being read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one safetensors file may cost before it is refused."""
+
+    file_bytes: int
+    tensors: int
+    header_bytes: int = 1 << 20
+    name_length: int = 256
+    dimensions: int = 4
+
+
+CHECKPOINT_LIMITS = Limits(file_bytes=64 << 30, tensors=20_000)
+ADAPTER_LIMITS = Limits(file_bytes=4 << 30, tensors=20_000)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One entry of a header; ``begin`` and ``end`` are bytes from the start of the file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+class TensorFile:
+    """One open safetensors file whose header has been checked; a context manager."""
+
+    def __init__(self, path: Path, limits: Limits = CHECKPOINT_LIMITS, entry: FileEntry | None = None) -> None:
+        """Opens and checks ``path``; with ``entry`` (of a manifest) its bytes must be those that it names.
+
+        The bytes are hashed through the descriptor that tensors are read from later: a file that is put in its
+        place meanwhile changes nothing. Raises BadWeights; a missing file is BadWeights too.
+        """
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise BadWeights(f"{path.name}: no such file") from None
+        try:
+            self.infos = _read_header(self._descriptor, path.name, limits)
+            if entry is not None and _sha256(self._descriptor, path.name) != entry.sha256:
+                raise BadWeights(f"{path.name}: its sha256 is not that of the manifest")
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as stored: its shape and dtype, finite. Raises BadWeights, FileChanged."""
+        info = self.infos.get(name)
+        if info is None:
+            raise BadWeights(f"{self.path.name}: no tensor {name}")
+        raw = torch.empty(info.end - info.begin, dtype=torch.uint8)
+        _read_into(self._descriptor, raw.numpy().data, info.begin, self.path.name)
+        tensor = raw.view(info.dtype).reshape(info.shape)
+        require_finite(tensor, f"{self.path.name}: {name}")
+        return tensor
+
+    def read_bytes(self, name: str) -> bytes:
+        """The tensor's bytes as they are. Raises BadWeights, FileChanged."""
+        info = self.infos.get(name)
+        if info is None:
+            raise BadWeights(f"{self.path.name}: no tensor {name}")
+        return _read_exactly(self._descriptor, info.end - info.begin, info.begin, self.path.name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self._descriptor)
+
+
+class Checkpoint:
+    """The safetensors files of a model folder, single or sharded, as one mapping of tensors; a context manager."""
+
+    def __init__(self, folder: Path, limits: Limits = CHECKPOINT_LIMITS) -> None:
+        """Opens every shard and checks that the index and the shards agree. Raises BadWeights."""
+        self.folder = folder
+        self._files: dict[str, TensorFile] = {}
+        with ExitStack() as stack:
+            for shard, expected in _shards(folder).items():
+                file = stack.enter_context(TensorFile(folder / shard, limits))
+                if expected is not None and set(file.infos) != expected:
+                    odd = sorted(expected ^ set(file.infos))[0]
+                    raise BadWeights(f"{INDEX_FILE} and {shard} disagree about tensor {odd}")
+                self._files |= dict.fromkeys(file.infos, file)
+            self._stack = stack.pop_all()
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the checkpoint, by name."""
+        return {name: file.infos[name] for name, file in self._files.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        """See ``TensorFile.read``."""
+        if name not in self._files:
+            raise BadWeights(f"{self.folder.name}: no tensor {name}")
+        return self._files[name].read(name)
+
+    def read_bytes(self, name: str) -> bytes:
+        """See ``TensorFile.read_bytes``."""
+        if name not in self._files:
+            raise BadWeights(f"{self.folder.name}: no tensor {name}")
+        return self._files[name].read_bytes(name)
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor, in the order of the files, so that disks read forwards."""
+        for name, file in self._files.items():
+            yield name, file.read(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+
+
+def save_readable(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes ``tensors``; the library's files are for their owner alone, but serving pods run as another user."""
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(0o644)
+
+
+def require_finite(tensor: torch.Tensor, what: str) -> None:
+    """Raises BadWeights when there is a NaN or an infinity; block by block, so that memory stays small."""
+    flat = tensor.flatten()
+    for start in range(0, flat.numel(), _FINITE_BLOCK):
+        block = flat[start : start + _FINITE_BLOCK]
+        # A sum is 30 times faster and carries every NaN and infinity; only when it is not finite, which finite
+        # values can cause by overflow, does the slow test decide.
+        if not bool(torch.isfinite(block.sum())) and not bool(torch.isfinite(block).all()):
+            raise BadWeights(f"{what}: NaN or infinite values")
+
+
+def read_json_object(path: Path, limit: int = 4 << 20) -> dict[str, object]:
+    """A JSON object out of a file of bounded size. Raises BadWeights naming the file."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(limit + 1)
+    except FileNotFoundError:
+        raise BadWeights(f"{path.name}: no such file") from None
+    if len(content) > limit:
+        raise BadWeights(f"{path.name}: larger than {limit} bytes")
+    return _parse_object(content, path.name)
+
+
+def _shards(folder: Path) -> Mapping[str, set[str] | None]:
+    """File name -> the tensors that the index puts there; None for a single file without an index."""
+    if (folder / SINGLE_FILE).is_file() and not (folder / INDEX_FILE).exists():
+        return {SINGLE_FILE: None}
+    if not (folder / INDEX_FILE).is_file():
+        pickles = sorted(p.name for p in folder.glob("*.bin"))
+        hint = f" ({pickles[0]} is a pickle, which is never read)" if pickles else ""
+        raise BadWeights(f"{folder.name}: neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
+    weight_map = read_json_object(folder / INDEX_FILE, 16 << 20).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadWeights(f"{INDEX_FILE}: no weight_map")
+    shards: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
+            raise BadWeights(f"{INDEX_FILE}: {shard!r} is no name of a shard")
+        shards.setdefault(shard, set()).add(name)
+    return dict(shards)
+
+
+def _read_header(descriptor: int, name: str, limits: Limits) -> Mapping[str, TensorInfo]:
+    """Header and data sizes add up, no key twice, offsets without holes or overlaps, known names and dtypes."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise BadWeights(f"{name}: no regular file")
+    if not 8 <= status.st_size <= limits.file_bytes:
+        raise BadWeights(f"{name}: {status.st_size} bytes, allowed are 8 to {limits.file_bytes}")
+    length = int.from_bytes(_read_exactly(descriptor, 8, 0, name), "little")
+    if not 2 <= length <= min(limits.header_bytes, status.st_size - 8):
+        raise BadWeights(f"{name}: a header of {length} bytes; allowed are {limits.header_bytes}")
+    header = _parse_object(_read_exactly(descriptor, length, 8, name), name)
+    header.pop("__metadata__", None)
+    if len(header) > limits.tensors:
+        raise BadWeights(f"{name}: {len(header)} tensors, allowed are {limits.tensors}")
+    infos = sorted((_info(name, key, value, 8 + length, limits) for key, value in header.items()), key=_extent)
+    position = 8 + length
+    for info in infos:
+        if info.begin != position:
+            raise BadWeights(f"{name}: the data of {info.name} does not follow what is before it")
+        position = info.end
+    if position != status.st_size:
+        raise BadWeights(f"{name}: {status.st_size} bytes, but the header describes {position} (truncated?)")
+    return {info.name: info for info in infos}
+
+
+def _extent(info: TensorInfo) -> tuple[int, int]:
+    return (info.begin, info.end)
+
+
+def _info(file: str, key: str, value: object, data: int, limits: Limits) -> TensorInfo:
+    if len(key) > limits.name_length or not _NAME.fullmatch(key):
+        raise BadWeights(f"{file}: {key[:80]!r} is no name of a tensor")
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise BadWeights(f"{file}: {key}: not a tensor's description")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise BadWeights(f"{file}: {key}: dtype {str(dtype)[:16]}; allowed are {', '.join(DTYPES)}")
+    if not _are_sizes(shape) or len(shape) > limits.dimensions or not _are_sizes(offsets) or len(offsets) != 2:
+        raise BadWeights(f"{file}: {key}: impossible shape or offsets")
+    if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise BadWeights(f"{file}: {key}: shape {shape} does not fill its bytes")
+    return TensorInfo(key, DTYPES[dtype], tuple(shape), data + offsets[0], data + offsets[1])
+
+
+def _are_sizes(values: object) -> bool:
+    """A list of non-negative integers, none of them so large that products grow without bound."""
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 48 for v in values)
+
+
+def _parse_object(content: bytes, name: str) -> dict[str, object]:
+    try:
+        document = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise BadWeights(f"{name}: not the JSON that it should hold: {str(error)[:120]}") from error
+    if not isinstance(document, dict):
+        raise BadWeights(f"{name}: not a JSON object")
+    return document
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"key {key[:80]!r} appears more than once")
+    return document
+
+
+def _sha256(descriptor: int, name: str) -> str:
+    sha = hashlib.sha256()
+    size = os.fstat(descriptor).st_size
+    for offset in range(0, size, _HASH_BLOCK):
+        sha.update(_read_exactly(descriptor, min(_HASH_BLOCK, size - offset), offset, name))
+    return sha.hexdigest()
+
+
+def _read_exactly(descriptor: int, size: int, offset: int, name: str) -> bytes:
+    buffer = bytearray(size)
+    _read_into(descriptor, memoryview(buffer), offset, name)
+    return bytes(buffer)
+
+
+def _read_into(descriptor: int, target: memoryview, offset: int, name: str) -> None:
+    done = 0
+    while done < len(target):
+        count = os.preadv(descriptor, [target[done:]], offset + done)
+        if count == 0:
+            raise FileChanged(f"{name}: became shorter while it was being read")
+        done += count

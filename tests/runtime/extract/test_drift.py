@@ -1,0 +1,149 @@
+"""Drift against dense float64."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from readapt_runtime.difference import DifferentModels, frobenius
+from readapt_runtime.drift import measure, read_drift
+from readapt_runtime.drift.folder import read_report
+from readapt_runtime.progress import JsonLog
+from readapt_runtime.safe_tensors import BadWeights
+from readapt_testing.tiny_llama import write_base
+
+Edit = Callable[[dict[str, torch.Tensor]], object]
+Make = Callable[[Edit], Path]
+Change = Callable[..., Edit]
+LOG = JsonLog(io.StringIO())
+
+
+def test_factors_and_norms_are_those_of_the_dense_difference(
+    base: Path, edited: Make, low_rank_change: Change, linear: list[str], tmp_path: Path
+) -> None:
+    moved = edited(low_rank_change(seed=1, rank=50))
+    summary = measure(base, moved, tmp_path / "drift", LOG, rank=12)
+
+    old, new = (load_file(folder / "model.safetensors") for folder in (base, moved))
+    report, factors = read_report(tmp_path / "drift"), read_drift(tmp_path / "drift")
+    assert list(factors) == sorted(linear)
+    total = before = kept = 0.0
+    for name in linear:
+        weight, delta = old[f"{name}.weight"].double(), (new[f"{name}.weight"] - old[f"{name}.weight"]).double()
+        best = torch.linalg.svdvals(delta)[:12].square().sum()
+        left = (delta - factors[name].left.double() @ factors[name].right.double()).square().sum()
+        assert float(left) == pytest.approx(float(delta.square().sum() - best), rel=1e-3)
+        assert report.modules[name].norm == pytest.approx(float(delta.norm()), rel=1e-6)
+        total, before, kept = (
+            total + float(delta.square().sum()),
+            before + float(weight.square().sum()),
+            kept + float(best),
+        )
+    assert summary.relative_norm == pytest.approx((total / before) ** 0.5, rel=1e-6)
+    assert summary.captured_energy == pytest.approx(kept / total, abs=1e-3)
+    assert (summary.moved, summary.modules) == (14, 14)
+
+
+def test_equal_versions_have_a_drift_of_nothing(base: Path, tmp_path: Path) -> None:
+    summary = measure(base, base, tmp_path / "drift", LOG)
+    assert (summary.relative_norm, summary.captured_energy, summary.moved) == (0.0, 1.0, 0)
+    assert read_drift(tmp_path / "drift") == {}
+
+
+def test_what_moved_beside_the_linear_modules_is_reported(base: Path, edited: Make, tmp_path: Path) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"] *= 1.5
+
+    measure(base, edited(edit), tmp_path / "drift", LOG)
+    assert read_report(tmp_path / "drift").rest == {"model.norm.weight": pytest.approx(0.5)}
+
+
+def test_equal_inputs_give_equal_bytes(base: Path, edited: Make, low_rank_change: Change, tmp_path: Path) -> None:
+    moved = edited(low_rank_change(seed=2, rank=50))
+    for out in ("one", "two"):
+        measure(base, moved, tmp_path / out, LOG)
+    for name in ("drift.safetensors", "drift.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_another_architecture_is_refused_by_the_field_that_differs(base: Path, tmp_path: Path) -> None:
+    other = write_base(tmp_path / "other", layers=3)
+    with pytest.raises(DifferentModels, match="num_hidden_layers is 2 and 3"):
+        measure(base, other, tmp_path / "drift", LOG)
+
+
+def test_a_drift_with_half_a_pair_is_refused(base: Path, edited: Make, low_rank_change: Change, tmp_path: Path) -> None:
+    measure(base, edited(low_rank_change(seed=3, rank=2)), tmp_path / "drift", LOG)
+    path = tmp_path / "drift" / "drift.safetensors"
+    tensors = load_file(path)
+    tensors.pop("model.layers.0.self_attn.q_proj.left")
+    save_file(tensors, path)
+    with pytest.raises(BadWeights, match="not a pair"):
+        read_drift(tmp_path / "drift")
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (70_001,), (300, 500)], ids=str)
+def test_norms_keep_the_digits_that_float32_sums_lose(shape: tuple[int, ...]) -> None:
+    tensor = torch.full(shape, 0.1, dtype=torch.float32)
+    expected = float(tensor.double().square().sum().sqrt())
+    assert frobenius(tensor) == pytest.approx(expected, rel=1e-14)
+
+
+_PEAK = """
+import io, re, sys
+from pathlib import Path
+import torch
+from readapt_runtime.drift import measure
+from readapt_runtime.extract import RankPolicy, extract
+from readapt_runtime.progress import JsonLog
+
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+class Watching(JsonLog):
+    peak = 0
+    def progress(self, done, doing):
+        self.peak = max(self.peak, anonymous())
+
+torch.set_num_threads(1)
+old, new, out = map(Path, sys.argv[1:])
+torch.linalg.svd(torch.ones(64, 64))
+before = anonymous()
+log = Watching(io.StringIO())
+measure(old, new, out / "drift", log, rank=4)
+extract(old, new, out / "extract", RankPolicy(fixed=4, max_rank=4), log)
+print((log.peak - before) // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """128 MiB of weights on each side; one tensor of each, its difference and the factors are what is held."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    config = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 12}
+    config |= {"num_attention_heads": 8, "num_key_value_heads": 8, "tie_word_embeddings": True}
+    names = {f"self_attn.{n}_proj": (512, 512) for n in "qkvo"}
+    names |= {"mlp.gate_proj": (1024, 512), "mlp.up_proj": (1024, 512), "mlp.down_proj": (512, 1024)}
+    for folder, change in ((old, 0.0), (new, 0.1)):
+        generator = torch.Generator().manual_seed(0)
+        tensors = {
+            f"model.layers.{layer}.{name}.weight": torch.randn(shape, generator=generator)
+            + change * torch.linspace(-1, 1, shape[0])[:, None] * torch.linspace(-1, 1, shape[1])
+            for layer in range(12)
+            for name, shape in names.items()
+        }
+        folder.mkdir()
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config))
+    assert (old / "model.safetensors").stat().st_size > 115 << 20
+
+    command = [sys.executable, "-c", _PEAK, str(old), str(new), str(tmp_path)]
+    grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert int(grown) < 60, f"{grown} MiB"
