@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from readapt_demo import tasks, training
 from readapt_demo.cast import Cast, Role
@@ -41,9 +41,10 @@ def prepare(say: Progress, data: Path | None = None) -> Cast:
     ``data`` is a folder with train.jsonl, validation.jsonl and test.jsonl of {"prompt", "completion"}.
     """
     root = cache_root() / "demo"
-    v1 = _made(root / f"v1-{_key(WHEEL)}", "base v1 from the packaged GGUF (about 1 min)", say, _rebuild_base)
+    v1 = root / f"v1-{_key(WHEEL, inspect.getsource(_rebuild_base))}"
+    _made(v1, "base v1 from the packaged GGUF (about 1 min)", say, _rebuild_base)
     sources = inspect.getsource(training) + inspect.getsource(tasks) + torch.__version__
-    key = _key(WHEEL, sources, str((_TRAIN, _VALIDATION, _TEST, _MOVE_STEPS, _MOVE_RATE, _TUNE_STEPS)))
+    key = _key(v1.name, sources, str((_TRAIN, _VALIDATION, _TEST, _MOVE_STEPS, _MOVE_RATE, _TUNE_STEPS)))
 
     def move(out: Path) -> None:
         texts = tasks.upgrade_text(30 * _MOVE_STEPS)
@@ -90,7 +91,9 @@ def _rebuild_base(out: Path) -> None:
         folder = (Path(scratch) / member).parent
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
-        plain: Any = LlamaForCausalLM(loaded.config)
+        # What is saved is no longer quantised; a config that says so cannot be saved again after training.
+        facts = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+        plain: Any = LlamaForCausalLM(LlamaConfig.from_dict(facts))
         plain.load_state_dict(loaded.state_dict())
         plain.tie_weights()
         plain.to(torch.bfloat16).save_pretrained(out)

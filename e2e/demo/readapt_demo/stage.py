@@ -64,6 +64,9 @@ def _link_tree(source: Path, target: Path) -> None:
     except OSError:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target)
+    for entry in target.rglob("*"):
+        # Libraries save weights for their owner alone; pods read them as another user.
+        entry.chmod(0o755 if entry.is_dir() else 0o644)
 
 
 def uninstall(kube: Kubectl) -> None:
