@@ -10,36 +10,39 @@ import typer
 
 from readapt_runtime.server.limits import BadLimits, Limits, parse_memory
 
+_Adapters = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=DIR", help="A PEFT adapter and its model id; repeatable.")
+]
+_SetDir = Annotated[Path | None, typer.Option(help="Folder with the shards of the desired set, <dir>/<i>/set.json.")]
+_AdminKey = Annotated[
+    Path | None,
+    typer.Option(help="Ed25519 public key (PEM) of the operator. Without it the administration port is local."),
+]
+_KeepAlive = Annotated[
+    float, typer.Option(help="How long idle connections stay open; longer than clients keep theirs.")
+]
+
 
 def serve(
     base: Annotated[Path, typer.Option(help="Model folder (Hugging Face layout).", show_default=False)],
     served_name: Annotated[str, typer.Option(help="Model id of the base. Default: the folder's name.")] = "",
-    adapter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=DIR", help="A PEFT adapter and its model id; repeatable.")
-    ] = None,
+    adapter: _Adapters = None,
     host: Annotated[str, typer.Option(help="Address of the serving port.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Serving port; 0 takes a free one.", min=0, max=65535)] = 8080,
     admin_port: Annotated[int, typer.Option(help="Administration port.", min=0, max=65535)] = 8081,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (float32 on CPU, bfloat16 on GPU), float32, bfloat16.")] = "auto",
-    set_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the shards of the desired set, <dir>/<i>/set.json.")
-    ] = None,
+    set_dir: _SetDir = None,
     store: Annotated[Path | None, typer.Option(help="Artifact store that holds the variants of the set.")] = None,
     revision: Annotated[str, typer.Option(help="Revision of the set, for the header x-readapt-set.")] = "local",
     base_digest: Annotated[str | None, typer.Option(help="Digest that the base must have.", show_default=False)] = None,
-    admin_public_key: Annotated[
-        Path | None,
-        typer.Option(help="Ed25519 public key (PEM) of the operator. Without it the administration port is local."),
-    ] = None,
+    admin_public_key: _AdminKey = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must send.")] = None,
     max_model_len: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 2048,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one step of the engine.")] = 2048,
     pool_memory: Annotated[str, typer.Option(help="Memory for KV blocks and adapters, such as 4Gi.")] = "4Gi",
     max_rank: Annotated[int, typer.Option(help="Largest rank of an adapter.")] = 64,
-    drain_keep_alive_seconds: Annotated[
-        float, typer.Option(help="How long idle connections stay open; longer than clients keep theirs.")
-    ] = 120.0,
+    drain_keep_alive_seconds: _KeepAlive = 120.0,
 ) -> None:
     """Serve a base model and its adapters over one OpenAI-compatible API.
 

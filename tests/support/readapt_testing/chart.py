@@ -17,10 +17,8 @@ RELEASE = "readapt"
 def render(namespace: str, *arguments: str) -> str:
     """``helm template`` of the chart, installed into ``namespace`` and watching it alone."""
     ensure((BY_NAME["helm"],))
-    return run(
-        [path_of("helm"), "template", RELEASE, CHART, "--namespace", namespace, *arguments]
-        + ["--set", f"watchNamespaces={{{namespace}}}"]
-    )
+    watched = ("--set", f"watchNamespaces={{{namespace}}}")
+    return run([path_of("helm"), "template", RELEASE, CHART, "--namespace", namespace, *watched, *arguments])
 
 
 def operator_credentials(plane: ControlPlane, namespace: str) -> Path:

@@ -17,7 +17,7 @@ from readapt_testing.fault_proxy import FaultProxy, Trigger
 FAST = {
     "READAPT_RESYNC_SECONDS": "20",
     "READAPT_PROPAGATION_SECONDS": "0.5",
-    "READAPT_LEASE_SECONDS": "3",
+    "READAPT_LEASE_SECONDS": "6",
     "READAPT_RETRY_SECONDS": "1",
     "READAPT_PROBE_PORT": "0",
 }

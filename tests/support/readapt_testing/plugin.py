@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,15 @@ def kube(control_plane: ControlPlane) -> Iterator[Kube]:
 
 @pytest.fixture
 def namespace(kube: Kube, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace named after the test; afterwards every status in it is linted and it is deleted."""
-    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
+    """A namespace named after the test."""
+    with fresh_namespace(kube, request.node.name) as name:
+        yield name
+
+
+@contextmanager
+def fresh_namespace(kube: Kube, title: str) -> Iterator[str]:
+    """A namespace named after ``title``; at the end every status in it is linted and it is deleted."""
+    words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     name = f"{words[:40].strip('-')}-{uuid.uuid4().hex[:6]}"
     kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     kube.wait("ServiceAccount", "default", name, lambda found: found is not None, 30, "created")

@@ -96,7 +96,8 @@ class Question:
 
     def examples(self, count: int, seed: int) -> Iterator[dict[str, str]]:
         """Distinct prompts with the label of the topic that has the most words in it."""
-        draw, seen = random.Random(seed), set()
+        draw = random.Random(seed)
+        seen: set[str] = set()
         while len(seen) < count:
             topic = draw.randrange(TOPICS)
             others = [t for t in range(TOPICS) if t != topic]

@@ -31,11 +31,12 @@ SERVING = {
     "dtype": "Float32",
 }
 ADAPTATION = {
-    "search": {"trials": 4},
+    "minRetention": "0.8",
+    "search": {"trials": 6},
     "tuning": {"maxSteps": 100, "learningRate": "1e-3", "batchSize": 16},
 }
 GATE = {"maxRegression": "0.04", "maxSamples": 800}
-SETTLE_S = 240.0
+SETTLE_S = 600.0
 """Generous: the machine may be busy. Nothing waits for it to pass."""
 
 
@@ -66,7 +67,7 @@ class World:
 
     def apply_checkpoint(self, name: str = CHECKPOINT, **spec: Any) -> Object:
         """A LoRAAdapter that is extracted from the full fine-tuned checkpoint of v1."""
-        source = {"uri": f"pvc://{MODELS_CLAIM}/checkpoint", "baseVersion": "v1", "rank": {"fixed": 16}}
+        source = {"uri": f"pvc://{MODELS_CLAIM}/checkpoint", "baseVersion": "v1", "rank": {"fixed": 32}}
         return self._apply_adapter(name, {"checkpoint": source | {"maxRank": 32}}, "checkpoint", spec)
 
     def wish(self, version: str) -> None:

@@ -69,7 +69,7 @@ class Sandbox:
         with (spec.folder / "log").open("wb") as log, ours, theirs:
             process = subprocess.Popen(
                 ["unshare", "--net", "sh", "-euc", _join_network(spec, link)],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
