@@ -84,9 +84,9 @@ class Show:
         seen = ""
         while True:
             overview = self.kubectl.overview()
-            if overview != seen:
+            if _without_age(overview) != seen:
                 self.say("kubectl get rbm,rla\n" + overview)
-                seen = overview
+                seen = _without_age(overview)
             problem = self._stalled()
             if problem:
                 raise DemoFailed(problem)
@@ -171,6 +171,11 @@ class Show:
             "repair_seconds": found.get("repairSeconds"),
             "ready_seconds": found.get("readySeconds"),
         }
+
+
+def _without_age(overview: str) -> str:
+    """The table without its last column, which changes by itself."""
+    return "\n".join(line.rsplit(None, 1)[0] for line in overview.splitlines() if line.strip())
 
 
 def _number(text: str | None) -> float | None:

@@ -6,7 +6,7 @@ else tune. The gate's examples are not looked at here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 
@@ -28,7 +28,7 @@ from readapt_runtime.adapt.search import (
     search,
 )
 from readapt_runtime.adapt.tokens import Encoded, encode, mean_losses
-from readapt_runtime.adapt.tuning import Evaluation, Tuning, tune
+from readapt_runtime.adapt.tuning import Evaluation, Lessons, Tuning, tune
 from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.lowrank import LowRank
 from readapt_runtime.progress import Log
@@ -64,6 +64,8 @@ class Relora:
     of_copy: Retention | None
     reference_score: float
     """Accuracy of the old pair on the stopping examples."""
+    replay: Callable[[], Sequence[Sequence[int]]]
+    """Text of the new base to learn from; drawn only when tuning is needed."""
     seed: int
     copy_may_win: bool
     """Whether Copy itself, untuned, may be the candidate: not when the gate has already refused it."""
@@ -98,9 +100,8 @@ class Relora:
                 adapter, self._retentions[0], start.point, 0, {**evidence, "tuned": False, "curve": [asdict(first)]}
             )
         with self.timed("tuning"):
-            tuned = tune(
-                self.base, adapter, first, encode(self.base, self.splits.train), self._tuning(), self._evaluate
-            )
+            lessons = Lessons(encode(self.base, self.splits.train), self.replay())
+            tuned = tune(self.base, adapter, first, lessons, self._tuning(), self._evaluate)
         curve = [asdict(e) for e in tuned.curve]
         evidence |= {"tuned": True, "curve": curve, "trainLosses": list(tuned.train_losses), "best": tuned.best.step}
         return Found(tuned.adapter, self._retentions[tuned.best.step], start.point, tuned.best.step, evidence)

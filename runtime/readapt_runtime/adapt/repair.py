@@ -21,7 +21,15 @@ from readapt_runtime.adapt.comparison import AnswerCache, AnswerStream, Comparis
 from readapt_runtime.adapt.data import Splits
 from readapt_runtime.adapt.factors import attached, side_factors
 from readapt_runtime.adapt.relora import Found, Relora
-from readapt_runtime.adapt.retention import Retention, Yardstick, cached_yardstick, floor, retention, text_losses
+from readapt_runtime.adapt.retention import (
+    Retention,
+    Yardstick,
+    cached_replay,
+    cached_yardstick,
+    floor,
+    retention,
+    text_losses,
+)
 from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.lowrank import LowRank
 from readapt_runtime.progress import Log
@@ -130,6 +138,8 @@ class _Climb:
             yardstick=yardstick,
             of_copy=of_copy,
             reference_score=sum(old) / len(old),
+            # Without a measurable move of the base there is nothing to keep.
+            replay=lambda: cached_replay(self.store, self.move.new).tokens if yardstick.measurable else (),
             seed=item.seed,
             copy_may_win=not self.rungs,
             log=self.log,

@@ -27,6 +27,7 @@ from readapt_runtime.store import Store
 SEQUENCES = 64
 TOKENS = 128
 SEED = 20260522
+_REPLAY_SEQUENCES, _REPLAY_TOKENS = 64, 64
 _VERSION = 1
 _ROWS_PER_PASS = 8
 """8 x 128 positions x 49,152 logits in fp32 are 200 MB."""
@@ -67,6 +68,12 @@ class Yardstick(Contract):
         return self.gap > 0 and self.gap >= 2 * _standard_error(gaps)
 
 
+class ReplayText(Contract):
+    """Text of the new base that tuning may learn from; drawn apart from the yardstick, which only measures."""
+
+    tokens: tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Retention:
     """A measured retention with the standard error of the quotient over sequences (delta method)."""
@@ -98,10 +105,22 @@ def holds(measured: Retention | None, least: float | None) -> bool:
 
 def cached_yardstick(store: Store, old: LoadedBase, new: LoadedBase, seed: int = SEED) -> Yardstick:
     """The yardstick of a pair of bases out of the store, else made and put there."""
-    key = digest_of({"kind": "retention", "version": _VERSION, "old": old.digest, "new": new.digest, "seed": seed})
+    pair = {"old": old.digest, "new": new.digest, "dtype": str(new.dtype)}
+    key = digest_of({"kind": "retention", "version": _VERSION, "seed": seed, **pair})
     found = store.read_result(key, Yardstick)
     if found is None:
         found = make_yardstick(old, new, seed)
+        store.write_result(key, found)
+    return found
+
+
+def cached_replay(store: Store, new: LoadedBase, seed: int = SEED + 1) -> ReplayText:
+    """The replay text of a new base out of the store, else drawn and put there."""
+    key = digest_of({"kind": "replay", "version": _VERSION, "new": new.digest, "dtype": str(new.dtype), "seed": seed})
+    found = store.read_result(key, ReplayText)
+    if found is None:
+        drawn = sample(new, _REPLAY_SEQUENCES, _REPLAY_TOKENS, seed)
+        found = ReplayText(tokens=tuple(tuple(row) for row in drawn.tolist()))
         store.write_result(key, found)
     return found
 
@@ -131,9 +150,19 @@ def sample(base: LoadedBase, sequences: int, length: int, seed: int) -> Tensor:
     for _ in range(length):
         output = base.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
-        tokens = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
+        tokens = _draw(output.logits[:, -1].float(), generator)
         drawn.append(tokens)
     return torch.cat(drawn, dim=1)
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """[rows, vocab] -> [rows, 1] ids at temperature 1, by inverting the distribution function.
+
+    One random number per row: torch.multinomial draws one per vocabulary entry and takes longer than the model.
+    """
+    cumulated = logits.softmax(-1).cumsum(-1)
+    point = torch.rand(logits.shape[0], 1, generator=generator) * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, point, right=True).clamp_max(logits.shape[-1] - 1)
 
 
 @torch.inference_mode()
@@ -141,11 +170,16 @@ def text_losses(base: LoadedBase, rows: Sequence[Sequence[int]]) -> list[float]:
     """Mean nats per token of each sequence under the base with whatever is attached to it; equal lengths."""
     losses: list[float] = []
     for begin in range(0, len(rows), _ROWS_PER_PASS):
-        targets = torch.tensor([list(row) for row in rows[begin : begin + _ROWS_PER_PASS]])
-        starts = torch.full((targets.shape[0], 1), base.start)
-        logits = base.model(input_ids=torch.cat([starts, targets[:, :-1]], dim=1), use_cache=False).logits
-        losses += token_losses(logits, targets).double().mean(1).tolist()
+        losses += text_loss(base, rows[begin : begin + _ROWS_PER_PASS]).double().tolist()
     return losses
+
+
+def text_loss(base: LoadedBase, rows: Sequence[Sequence[int]]) -> Tensor:
+    """[rows] mean nats per token, in one pass, with gradient."""
+    targets = torch.tensor([list(row) for row in rows])
+    starts = torch.full((targets.shape[0], 1), base.start)
+    logits = base.model(input_ids=torch.cat([starts, targets[:, :-1]], dim=1), use_cache=False).logits
+    return token_losses(logits, targets).mean(1)
 
 
 def _mean(values: Sequence[float]) -> float:
