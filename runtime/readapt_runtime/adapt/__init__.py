@@ -6,5 +6,6 @@ scoring.py     Accuracy, all choices in one pass            comparison.py old an
 gate.py        the paired sequential test (pure)            retention.py  how much of the base update survives
 search.py      α and β by Bayesian optimisation, folding    anchor.py, tuning.py   anchored fine-tuning
 relora.py      the ReLoRA rung                              ladder.py     which rung next (pure)
-repair.py      one adapter up the ladder                    command.py    ``readapt adapt``
+repair.py      one adapter up the ladder                    evidence.py   under which circumstances
+command.py, folders.py   ``readapt adapt``                  share.py      progress of a part of the work
 """

@@ -45,7 +45,7 @@ class Tuning:
     """Within max_steps, evenly."""
     patience: int = 3
     """Evaluations without a better one before it stops."""
-    replay: float = 0.5
+    replay: float = 0.1
     """μ; 0 without a constraint on retention."""
     replay_rows: int = 2
     """Sequences of replay text per step."""

@@ -79,11 +79,12 @@ class Dialect:
         return out
 
     def text(self, draw: random.Random, tokens: int) -> list[str]:
-        """Sentences, each after END, cut at ``tokens`` words."""
+        """A window of ``tokens`` words into sentences that each follow END; it may begin within one."""
+        skipped = draw.randrange(_SENTENCE + 1)
         out: list[str] = []
-        while len(out) < tokens:
+        while len(out) < skipped + tokens:
             out += [END, *self.sentence(draw)]
-        return out[:tokens]
+        return out[skipped : skipped + tokens]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,195 @@
+"""The adapt Job on a real base move: Copy fails, ReLoRA passes, and equal Jobs leave equal bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from readapt_api.artifacts import PROBE, ArtifactKind, FactorBlock, Origin, Probe
+from readapt_api.contract import Digest
+from readapt_api.digest import hex_of
+from readapt_api.jobs import (
+    AdaptationSettings,
+    AdaptItem,
+    AdaptRequest,
+    DriftRequest,
+    GateSettings,
+    GateVerdict,
+    Outcome,
+)
+from readapt_runtime.adapt.errors import BadData, Diverged
+from readapt_runtime.jobs.adapt import WrongBase, run
+from readapt_runtime.jobs.drift import run as measure_drift
+from readapt_runtime.lora_format import linear_shapes, read_adapter
+from readapt_runtime.progress import JsonLog
+from readapt_runtime.store import Store
+from readapt_testing.tiny_llama import Oracle
+
+SETTINGS = AdaptationSettings(trials=5, max_steps=90, learning_rate="2e-3", batch_size=16)
+GATE = GateSettings(max_samples=900)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A store with everything that an adapt request names."""
+
+    store: Store
+    request: AdaptRequest
+
+    def asking(self, **changes: object) -> AdaptRequest:
+        item = self.request.items[0].model_copy(update=changes)
+        return self.request.model_copy(update={"items": (item,)})
+
+
+def publish(world: Any, root: Path, data: Path | None = None) -> Published:
+    store = Store(root)
+    old, new = (store.publish(ArtifactKind.BASE, world.folder / name).digest for name in ("v1", "v2"))
+    variant = store.publish(
+        ArtifactKind.VARIANT, world.folder / "adapter", base=old, rank=8, blocks=(FactorBlock(),)
+    ).digest
+    drift = measure_drift(DriftRequest(old_base=old, new_base=new), store, JsonLog(io.StringIO())).digest
+    files = store.publish(ArtifactKind.DATA, data or world.folder / "data").digest
+    item = AdaptItem(name="topics", reference=variant, data=files, adaptation=SETTINGS, gate=GATE)
+    return Published(store, AdaptRequest(old_base=old, new_base=new, drift=drift, items=(item,)))
+
+
+@pytest.fixture(scope="module")
+def published(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    return publish(world, tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def log() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def outcome(published: Published, log: io.StringIO) -> Outcome:
+    return run(published.request, published.store, JsonLog(log))[0]
+
+
+def variant_of(outcome: Outcome) -> Digest:
+    assert outcome.variant is not None
+    return outcome.variant
+
+
+def test_copy_fails_and_relora_passes(outcome: Outcome) -> None:
+    copied, relora = outcome.rungs
+    assert (copied.origin, copied.verdict) == (Origin.COPIED, GateVerdict.FAILED)
+    assert (relora.origin, relora.verdict) == (Origin.RELORA, GateVerdict.PASSED)
+    assert copied.score < copied.reference - 0.04
+    assert relora.interval.lower > -0.03
+    assert outcome.passed
+    assert outcome.reason == "GatePassed"
+    assert outcome.repair_seconds > relora.seconds
+
+
+def test_the_update_survives_the_repair(outcome: Outcome) -> None:
+    last = outcome.rungs[-1]
+    assert last.retention is not None
+    assert last.retention_floor is None or last.retention >= last.retention_floor
+
+
+def test_the_variant_is_an_ordinary_peft_adapter(world: Any, published: Published, outcome: Outcome) -> None:
+    artifact = published.store.open(variant_of(outcome), verify=True)
+    manifest = artifact.manifest
+    assert (manifest.kind, manifest.base, manifest.rank) == (ArtifactKind.VARIANT, published.request.new_base, 8)
+    assert manifest.provenance is not None
+    assert manifest.provenance.origin is Origin.RELORA
+    assert manifest.provenance.source == published.request.items[0].reference
+    assert [entry.name for entry in manifest.attachments] == [PROBE]
+    assert Probe.model_validate_json((artifact.path / PROBE).read_bytes()).prompts
+    examples = world.splits.gate[:200]
+    model, tokenizer = Oracle(world.folder / "v2").model(artifact.path), world.new.tokenizer
+    labels = {c: tokenizer(c).input_ids[0] for c in world.splits.choices}
+    right = 0
+    for example in examples:
+        logits = model(input_ids=tokenizer(example.prompt, return_tensors="pt").input_ids).logits[0, -1]
+        right += max(labels, key=lambda c: float(logits[labels[c]])) == example.completion
+    assert right / len(examples) == pytest.approx(outcome.rungs[-1].score, abs=0.06)
+
+
+def test_evidence_and_result_are_in_the_store(published: Published, outcome: Outcome) -> None:
+    assert published.store.read_result(outcome.input_hash, Outcome) == outcome
+    evidence = json.loads(
+        (published.store.root / "results" / f"{hex_of(outcome.input_hash)}.evidence.json").read_bytes()
+    )
+    assert evidence["request"]["newBase"] == published.request.new_base
+    assert evidence["threads"] >= 1
+    assert evidence["versions"].keys() == {"torch", "transformers", "peft", "optuna"}
+    trials = evidence["relora"]["trials"]
+    assert len(trials) == SETTINGS.trials
+    assert (trials[0]["alpha"], trials[0]["beta"]) == (1.0, 0.0)
+    assert {"search", "gate Copied", "gate ReLoRA", "yardstick"} <= evidence["seconds"].keys()
+    assert sum(evidence["examples"][part] for part in ("search", "stopping")) <= 400
+
+
+def test_progress_is_json_lines_that_only_grow(outcome: Outcome, log: io.StringIO) -> None:
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    percents = [line["percent"] for line in lines if line["event"] == "progress"]
+    assert percents == sorted(percents)
+    assert percents[-1] == 100
+
+
+def test_an_equal_job_elsewhere_makes_the_same_variant(world: Any, tmp_path: Path, outcome: Outcome) -> None:
+    again = publish(world, tmp_path)
+    assert run(again.request, again.store, JsonLog(io.StringIO()))[0].variant == outcome.variant
+
+
+def test_a_finished_job_answers_from_its_record(published: Published, outcome: Outcome) -> None:
+    renamed = published.asking(name="other")
+    found = run(renamed, published.store, JsonLog(io.StringIO()))
+    assert found == (outcome.model_copy(update={"name": "other"}),)
+
+
+def test_an_exhausted_ladder_is_a_result_with_evidence_and_no_variant(published: Published, outcome: Outcome) -> None:
+    request = published.asking(adaptation=SETTINGS.model_copy(update={"policy": "Copy"}))
+    failed = run(request, published.store, JsonLog(io.StringIO()))[0]
+    assert not failed.passed
+    assert failed.variant is None
+    assert failed.origin is None
+    assert failed.reason == "GateFailed"
+    assert failed.evidence is not None
+    assert [r.origin for r in failed.rungs] == [Origin.COPIED]
+
+
+def test_copy_passes_where_nothing_moved_and_keeps_the_factors_bit_for_bit(world: Any, published: Published) -> None:
+    store, old = published.store, published.request.old_base
+    drift = measure_drift(DriftRequest(old_base=old, new_base=old), store, JsonLog(io.StringIO())).digest
+    request = published.request.model_copy(update={"new_base": old, "drift": drift})
+    copied = run(request, store, JsonLog(io.StringIO()))[0]
+    assert (copied.passed, copied.origin) == (True, Origin.COPIED)
+    assert copied.rungs[0].retention is None
+    shapes = linear_shapes(world.old.model.config.to_dict())
+    ours = read_adapter(store.open(variant_of(copied)).path, shapes)
+    for name, module in world.adapter.modules.items():
+        assert ours.modules[name].a.equal(module.a)
+        assert ours.modules[name].b.equal(module.b)
+
+
+def test_a_variant_of_another_base_is_refused(published: Published) -> None:
+    swapped = published.request.model_copy(update={"old_base": published.request.new_base})
+    with pytest.raises(WrongBase, match="topics"):
+        run(swapped, published.store, JsonLog(io.StringIO()))
+
+
+def test_a_learning_rate_that_diverges_is_terminal(published: Published) -> None:
+    wild = SETTINGS.model_copy(update={"policy": "ReLoRA", "trials": 4, "learning_rate": "1e30", "max_steps": 30})
+    with pytest.raises(Diverged, match="learningRate"):
+        run(published.asking(adaptation=wild), published.store, JsonLog(io.StringIO()))
+
+
+def test_too_little_data_is_terminal(world: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, lines in (("train", 4), ("validation", 4), ("test", 50)):
+        text = (world.folder / "data" / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (data / f"{name}.jsonl").write_text("".join(text[:lines]))
+    small = publish(world, tmp_path / "store", data)
+    with pytest.raises(BadData, match="at least 8 are needed"):
+        run(small.request, small.store, JsonLog(io.StringIO()))
