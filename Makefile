@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check unit control-plane fault e2e test crds lock images demo cluster-up cluster-down clean
+.PHONY: help venv check unit control-plane node test fault e2e crds lock images demo cluster-up cluster-down clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,15 +26,18 @@ unit: venv  ## tests that need nothing but Python
 	.venv/bin/pytest -q -m "not control_plane" tests
 
 control-plane: venv  ## tests against a real etcd, kube-apiserver and kube-controller-manager
-	.venv/bin/pytest -q -m control_plane tests
+	.venv/bin/pytest -q -m control_plane tests/operator tests/control_plane/test_manifests.py tests/control_plane/test_player.py
 
-fault: venv  ## the operator killed at its writes, on a real API server
-	.venv/bin/pytest -q tests/control_plane/test_crash_points.py
+node: venv  ## the local node: up, pods, DNS, services, killed in the middle, down without a trace (root)
+	.venv/bin/pytest -q e2e/test_cluster_node.py
 
-e2e: venv  ## the thread on a real node: kubelet, containerd, kube-proxy, Helm (root)
-	.venv/bin/pytest -q e2e
+test: check unit control-plane node  ## everything above
 
-test: check unit control-plane e2e  ## everything above
+fault: venv  ## whole upgrades with real Jobs and pods, the operator killed at its writes, bad input, on a real API server
+	.venv/bin/pytest -q tests/control_plane
+
+e2e: venv  ## the thread on a real node: images, Helm, an upgrade under load, a roll-back (root)
+	.venv/bin/pytest -q e2e/test_thread.py
 
 crds: venv  ## CRDs from the models, into crds/ and the chart
 	$(PY) -m readapt_api.schema crds charts/readapt/files/crds
