@@ -1,0 +1,354 @@
+"""What the real API server accepts and refuses of our resources, and what it makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from readapt_cluster.control_plane import ControlPlane
+from readapt_testing.kube import Kube, KubeError, Object, path_of
+from readapt_testing.manifests import DIGEST, OTHER_DIGEST, REMOVED, Edits, base_model, edited, lora_adapter
+
+pytestmark = pytest.mark.control_plane
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINT = {"uri": "pvc://models/full", "baseVersion": "v1"}
+LABEL_OF_41 = "a" * 41
+URI_WANTED = "should match '^pvc://"
+
+
+class Row(NamedTuple):
+    """Edits of the valid manifest and a part of the server's message; an empty message: accepted."""
+
+    id: str
+    edits: dict[str, Any]
+    message: str = ""
+
+
+def version(name: str, uri: str = "pvc://models/x") -> Object:
+    return {"name": name, "source": {"uri": uri}}
+
+
+BASE_MODELS = [
+    Row("shortest", {}),
+    Row("name of 40", {"metadata.name": "a" * 40}),
+    Row("name of 41", {"metadata.name": LABEL_OF_41}, "metadata.name must be a DNS-1035 label"),
+    Row("name starts with a digit", {"metadata.name": "1model"}, "metadata.name must be a DNS-1035 label"),
+    Row("name with a dot", {"metadata.name": "my.model"}, "metadata.name must be a DNS-1035 label"),
+    Row("no spec", {"spec": REMOVED}, "spec: Required value"),
+    Row("no store", {"spec.store": REMOVED}, "spec.store: Required value"),
+    Row("store without claim", {"spec.store": {}}, "spec.store.claimName: Required value"),
+    Row("store as uri", {"spec.store.uri": "s3://bucket"}, 'unknown field "spec.store.uri"'),
+    Row("no versions", {"spec.versions": REMOVED}, "spec.versions: Required value"),
+    Row("empty versions", {"spec.versions": []}, "spec.versions in body should have at least 1 items"),
+    Row("16 versions", {"spec.versions": [version(f"v{i}") for i in range(16)]}),
+    Row("17 versions", {"spec.versions": [version(f"v{i}") for i in range(17)]}, "must have at most 16 items"),
+    Row("two versions of one name", {"spec.versions": [version("v1"), version("v1")]}, "Duplicate value"),
+    Row("version of 41", {"spec.versions.1.name": LABEL_OF_41}, "may not be more than 40"),
+    Row("version with capitals", {"spec.versions.1.name": "V2"}, "spec.versions[1].name in body should match"),
+    Row("no wish", {"spec.version": REMOVED}, "spec.version: Required value"),
+    Row("unknown wish", {"spec.version": "v3"}, "version must name an entry of versions"),
+    Row("uri of another scheme", {"spec.versions.0.source.uri": "https://example.org/m"}, URI_WANTED),
+    Row("uri without path", {"spec.versions.0.source.uri": "pvc://models"}, URI_WANTED),
+    Row("uri with an empty path", {"spec.versions.0.source.uri": "pvc://models/"}, URI_WANTED),
+    Row("uri that leaves the claim", {"spec.versions.0.source.uri": "pvc://models/../etc"}, URI_WANTED),
+    Row("uri with a dot folder", {"spec.versions.0.source.uri": "pvc://models/./v1"}, URI_WANTED),
+    Row("uri with a hidden folder", {"spec.versions.0.source.uri": "pvc://models/.git/v1"}, URI_WANTED),
+    Row("uri with a blank", {"spec.versions.0.source.uri": "pvc://models/my model"}, URI_WANTED),
+    Row("uri with user info", {"spec.versions.0.source.uri": "pvc://me:secret@models/v1"}, URI_WANTED),
+    Row("uri with deep path", {"spec.versions.0.source.uri": "pvc://my-claim.x/a/b_c@1+2=3,4/d.e-f"}),
+    Row("uri of 513", {"spec.versions.0.source.uri": "pvc://m/" + "a" * 505}, "may not be more than 512"),
+    Row("digest", {"spec.versions.0.source.digest": DIGEST}),
+    Row("short digest", {"spec.versions.0.source.digest": DIGEST[:-1]}, "should match '^sha256:[0-9a-f]{64}$'"),
+    Row("digest in capitals", {"spec.versions.0.source.digest": DIGEST.upper()}, "should match '^sha256:"),
+    Row("secretRef comes later", {"spec.versions.0.source.secretRef": {"name": "x"}}, "unknown field"),
+    Row("suspended", {"spec.suspend": True}),
+    Row("unknown strategy", {"spec.upgrade.strategy": "Rolling"}, 'Unsupported value: "Rolling"'),
+    Row("unknown straggler policy", {"spec.upgrade.stragglers": "Drop"}, 'Unsupported value: "Drop"'),
+    Row("unknown promotion", {"spec.upgrade.promotion": "Manual"}, 'Unsupported value: "Manual"'),
+    Row("no parallel jobs", {"spec.upgrade.maxParallelJobs": 0}, "should be greater than or equal to 1"),
+    Row("65 parallel jobs", {"spec.upgrade.maxParallelJobs": 65}, "should be less than or equal to 64"),
+    Row("history comes later", {"spec.upgrade.historyLimit": 3}, "unknown field"),
+    Row("scaled to zero", {"spec.serving.replicas": 0}),
+    Row("negative replicas", {"spec.serving.replicas": -1}, "should be greater than or equal to 0"),
+    Row("1001 replicas", {"spec.serving.replicas": 1001}, "should be less than or equal to 1000"),
+    Row("replicas as text", {"spec.serving.replicas": "1"}, "must be of type integer"),
+    Row("tiny context", {"spec.serving.maxModelLen": 15}, "should be greater than or equal to 16"),
+    Row("rank 513", {"spec.serving.maxRank": 513}, "should be less than or equal to 512"),
+    Row("pool in megabytes", {"spec.serving.poolMemory": "512Mi"}),
+    Row("pool without number", {"spec.serving.poolMemory": "lots"}, "spec.serving.poolMemory in body should match"),
+    Row("dtype BFloat16", {"spec.serving.dtype": "BFloat16"}),
+    Row("dtype of another case", {"spec.serving.dtype": "float32"}, 'Unsupported value: "float32"'),
+    Row("free pod template", {"spec.serving.pod.hostNetwork": True}, "unknown field"),
+    Row("security settings", {"spec.serving.pod.securityContext": {}}, "unknown field"),
+    Row("resources", {"spec.serving.pod.resources": {"requests": {"cpu": "1500m", "memory": "2Gi"}}}),
+    Row("toleration", {"spec.jobs.pod.tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]}),
+    Row("bad quantity", {"spec.jobs.pod.resources.limits": {"cpu": "one"}}, "should match"),
+    Row("no attempts", {"spec.jobs.maxAttempts": 0}, "should be greater than or equal to 1"),
+    Row("21 attempts", {"spec.jobs.maxAttempts": 21}, "should be less than or equal to 20"),
+    Row("short deadline", {"spec.jobs.activeDeadlineSeconds": 59}, "should be greater than or equal to 60"),
+    Row("queue comes later", {"spec.jobs.queueName": "q"}, "unknown field"),
+]
+ADAPTERS = [
+    Row("shortest", {}),
+    Row("without data", {"spec.data": REMOVED}),
+    Row("name of 41", {"metadata.name": LABEL_OF_41}, "metadata.name must be a DNS-1035 label"),
+    Row("no base", {"spec.baseModelRef": REMOVED}, "spec.baseModelRef: Required value"),
+    Row("base of 41", {"spec.baseModelRef.name": LABEL_OF_41}, "may not be more than 40"),
+    Row("base in another namespace", {"spec.baseModelRef.namespace": "x"}, "unknown field"),
+    Row("served name", {"spec.servedName": "Support.Intents_2"}),
+    Row("served name with a slash", {"spec.servedName": "a/b"}, "spec.servedName in body should match"),
+    Row("served name of 64", {"spec.servedName": "a" * 64}, "may not be more than 63"),
+    Row("no source", {"spec.source": {}}, "exactly one of adapter and checkpoint must be set"),
+    Row("two sources", {"spec.source.checkpoint": CHECKPOINT}, "exactly one of adapter and checkpoint must be set"),
+    Row("tasks come later", {"spec.source.tasks": []}, "unknown field"),
+    Row("adapter without version", {"spec.source.adapter.baseVersion": REMOVED}, "baseVersion: Required value"),
+    Row("adapter outside", {"spec.source.adapter.uri": "pvc://models/a/../../b"}, URI_WANTED),
+    Row("checkpoint", {"spec.source": {"checkpoint": CHECKPOINT}}),
+    Row("fixed rank", {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"fixed": 8}}}}),
+    Row(
+        "both ranks",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"fixed": 8, "energy": "0.9"}}}},
+        "exactly one of fixed and energy must be set",
+    ),
+    Row(
+        "no rank",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {}}}},
+        "exactly one of fixed and energy must be set",
+    ),
+    Row(
+        "rank by budget comes later",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"budget": 1}}}},
+        "unknown field",
+    ),
+    Row(
+        "energy of zero",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"energy": "0.0"}}}},
+        "energy must be above 0 and at most 1",
+    ),
+    Row("energy of one", {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"energy": "1"}}}}),
+    Row(
+        "energy above one",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"energy": "1.01"}}}},
+        "energy must be above 0 and at most 1",
+    ),
+    Row(
+        "rank 0",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"fixed": 0}}}},
+        "should be greater than or equal to 1",
+    ),
+    Row(
+        "module twice",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "targetModules": ["q_proj", "q_proj"]}}},
+        "Duplicate value",
+    ),
+    Row(
+        "module as a pattern",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "targetModules": [".*proj"]}}},
+        "targetModules[0] in body should match",
+    ),
+    Row("no validation data", {"spec.data.validation": REMOVED}, "spec.data.validation: Required value"),
+    Row("inputs come later", {"spec.data.inputs": {"uri": "pvc://models/i"}}, "unknown field"),
+    Row("empty prompt field", {"spec.data.promptField": ""}, "should be at least 1 chars long"),
+    Row("policy ReLoRA", {"spec.adaptation.policy": "ReLoRA"}),
+    Row("unknown policy", {"spec.adaptation.policy": "Retrain"}, 'Unsupported value: "Retrain"'),
+    Row("retention above one", {"spec.adaptation.minRetention": "1.5"}, "minRetention must be at most 1"),
+    Row("retention as a number", {"spec.adaptation.minRetention": 0.9}, "must be of type string"),
+    Row("negative retention", {"spec.adaptation.minRetention": "-0.1"}, "minRetention in body should match"),
+    Row("one trial", {"spec.adaptation.search.trials": 1}, "should be greater than or equal to 2"),
+    Row("learning rate 5e-4", {"spec.adaptation.tuning.learningRate": "5e-4"}),
+    Row("learning rate as text", {"spec.adaptation.tuning.learningRate": "fast"}, "learningRate in body should match"),
+    Row("no steps", {"spec.adaptation.tuning.maxSteps": 0}, "should be greater than or equal to 1"),
+    Row("unknown metric", {"spec.gate.metric": "Agreement"}, 'Unsupported value: "Agreement"'),
+    Row("gate mode comes later", {"spec.gate.mode": "Skip"}, "unknown field"),
+    Row("no regression allowed", {"spec.gate.maxRegression": "0"}, "maxRegression must be above 0 and below 1"),
+    Row("all regression allowed", {"spec.gate.maxRegression": "1"}, "maxRegression must be above 0 and below 1"),
+    Row("low confidence", {"spec.gate.confidence": "0.4"}, "confidence must be in [0.5, 1)"),
+    Row("certainty", {"spec.gate.confidence": "1"}, "confidence must be in [0.5, 1)"),
+    Row("nine samples", {"spec.gate.maxSamples": 9}, "should be greater than or equal to 10"),
+]
+BASE_UPDATES = [
+    Row("wish changes", {"spec.version": "v2"}),
+    Row("store changes", {"spec.store.claimName": "other"}, "store is immutable"),
+    Row("uri changes", {"spec.versions.0.source.uri": "pvc://models/new"}, "uri is immutable"),
+    Row("version is added", {"spec.versions": [version(n, f"pvc://models/{n}") for n in ("v1", "v2", "v3")]}),
+    Row("unused version goes", {"spec.versions": [version("v1", "pvc://models/v1")]}),
+    Row(
+        "wished version goes with the wish",
+        {"spec.versions": [version("v2", "pvc://models/v2")], "spec.version": "v2"},
+        "the version that was wished for until now cannot be removed in the same step",
+    ),
+    Row("digest is set", {"spec.versions.0.source.digest": DIGEST}),
+    Row("replicas change", {"spec.serving.replicas": 3}),
+]
+ADAPTER_UPDATES = [
+    Row("base changes", {"spec.baseModelRef.name": "other"}, "baseModelRef is immutable"),
+    Row("served name appears", {"spec.servedName": "x"}, "servedName cannot change, appear or disappear"),
+    Row("uri changes", {"spec.source.adapter.uri": "pvc://models/new"}, "uri is immutable"),
+    Row("kind of source changes", {"spec.source": {"checkpoint": CHECKPOINT}}, "the kind of source is immutable"),
+    Row("train data change", {"spec.data.train.uri": "pvc://models/new"}, "uri is immutable"),
+    Row("test data appear", {"spec.data.test": {"uri": "pvc://models/t"}}),
+    Row("gate changes", {"spec.gate.maxRegression": "0.05"}),
+    Row("digest is set", {"spec.source.adapter.digest": DIGEST}),
+]
+
+
+def ids(row: Row) -> str:
+    return row.id
+
+
+def refusal(kube: Kube, document: Object, namespace: str) -> str:
+    """The server's message for a strict dry-run create; empty when it accepts."""
+    path = path_of(document["kind"], namespace)
+    try:
+        kube.request("POST", path, json_body=document, params={"dryRun": "All", "fieldValidation": "Strict"})
+    except KubeError as error:
+        return error.message
+    return ""
+
+
+def check(row: Row, message: str) -> None:
+    if row.message:
+        assert row.message in message
+    else:
+        assert message == ""
+
+
+@pytest.mark.parametrize("row", BASE_MODELS, ids=ids)
+def test_base_model(row: Row, kube: Kube) -> None:
+    check(row, refusal(kube, edited(base_model(), row.edits), "default"))
+
+
+@pytest.mark.parametrize("row", ADAPTERS, ids=ids)
+def test_lora_adapter(row: Row, kube: Kube) -> None:
+    check(row, refusal(kube, edited(lora_adapter(), row.edits), "default"))
+
+
+def update(kube: Kube, namespace: str, before: Object, edits: Edits) -> str:
+    stored = kube.create(before, namespace)
+    try:
+        kube.replace(edited(stored, edits), namespace)
+    except KubeError as error:
+        return error.message
+    return ""
+
+
+@pytest.mark.parametrize("row", BASE_UPDATES, ids=ids)
+def test_update_of_base_model(row: Row, kube: Kube, namespace: str) -> None:
+    check(row, update(kube, namespace, base_model(), row.edits))
+
+
+@pytest.mark.parametrize("row", ADAPTER_UPDATES, ids=ids)
+def test_update_of_lora_adapter(row: Row, kube: Kube, namespace: str) -> None:
+    check(row, update(kube, namespace, lora_adapter(), row.edits))
+
+
+@pytest.mark.parametrize(("digest", "accepted"), [(DIGEST, True), (OTHER_DIGEST, False), (REMOVED, False)])
+def test_digest_is_set_once(digest: object, accepted: bool, kube: Kube, namespace: str) -> None:
+    pinned = edited(base_model(), {"spec.versions.0.source.digest": DIGEST})
+    message = update(kube, namespace, pinned, {"spec.versions.0.source.digest": digest})
+
+    check(Row("", {}, "" if accepted else "digest can be set once"), message)
+
+
+@pytest.mark.parametrize(("name", "accepted"), [("x", True), ("y", False), (REMOVED, False)])
+def test_served_name_neither_changes_nor_goes(name: object, accepted: bool, kube: Kube, namespace: str) -> None:
+    message = update(kube, namespace, edited(lora_adapter(), {"spec.servedName": "x"}), {"spec.servedName": name})
+
+    check(Row("", {}, "" if accepted else "servedName cannot change"), message)
+
+
+def test_served_version_cannot_be_removed(kube: Kube, namespace: str) -> None:
+    kube.create(base_model(), namespace)
+    kube.patch("BaseModel", "model", {"status": {"version": "v1"}}, namespace, "status")
+    kube.patch("BaseModel", "model", {"spec": {"version": "v2"}}, namespace)
+    stored = kube.get("BaseModel", "model", namespace) or {}
+
+    with pytest.raises(KubeError, match="the version that is being served cannot be removed from versions"):
+        kube.replace(edited(stored, {"spec.versions": [version("v2", "pvc://models/v2")]}), namespace)
+    kube.delete("BaseModel", "model", namespace)
+
+
+def test_defaults_are_stored(kube: Kube, namespace: str) -> None:
+    base = kube.create(base_model(), namespace)["spec"]
+    adapter = kube.create(edited(lora_adapter(), {"spec.source": {"checkpoint": CHECKPOINT}}), namespace)["spec"]
+
+    assert base["suspend"] is False
+    expected = {"strategy": "BlueGreen", "stragglers": "Block", "promotion": "Automatic", "maxParallelJobs": 4}
+    assert base["upgrade"] == expected
+    serving = {"replicas": 1, "maxModelLen": 2048, "maxBatchTokens": 2048, "poolMemory": "4Gi", "maxRank": 64}
+    assert base["serving"] == {**serving, "dtype": "Auto", "pod": {}}
+    assert base["jobs"] == {"pod": {}, "maxAttempts": 3, "activeDeadlineSeconds": 3600}
+    assert adapter["source"]["checkpoint"] == {**CHECKPOINT, "rank": {"energy": "0.95"}, "maxRank": 64}
+    assert adapter["data"] | {"promptField": "prompt", "completionField": "completion"} == adapter["data"]
+    tuning = {"maxSteps": 300, "learningRate": "2e-4", "batchSize": 8}
+    ladder = {"policy": "Auto", "minRetention": "0.9", "search": {"trials": 8}, "tuning": tuning}
+    assert adapter["adaptation"] == ladder
+    gate = {"metric": "Accuracy", "maxRegression": "0.03", "confidence": "0.95", "maxSamples": 3000}
+    assert adapter["gate"] == gate
+
+
+def test_scale_subresource_reads_and_writes_replicas(kube: Kube, namespace: str) -> None:
+    kube.create(base_model(), namespace)
+    kube.patch("BaseModel", "model", {"status": {"replicas": 1, "selector": "a=b"}}, namespace, "status")
+
+    scale = kube.request("GET", path_of("BaseModel", namespace, "model", "scale"))
+    kube.patch("BaseModel", "model", {"spec": {"replicas": 5}}, namespace, "scale")
+
+    assert (scale["spec"], scale["status"]) == ({"replicas": 1}, {"replicas": 1, "selector": "a=b"})
+    assert (kube.get("BaseModel", "model", namespace) or {})["spec"]["serving"]["replicas"] == 5
+
+
+def test_status_is_written_through_its_subresource_alone(kube: Kube, namespace: str) -> None:
+    created = kube.create({**base_model(), "status": {"version": "v2"}}, namespace)
+    kube.patch("BaseModel", "model", {"status": {"version": "v2"}}, namespace)
+    changed = kube.patch("BaseModel", "model", {"status": {"version": "v1"}}, namespace, "status")
+
+    assert "status" not in created
+    assert changed["status"] == {"version": "v1"}
+    assert changed["metadata"]["generation"] == created["metadata"]["generation"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "wide"),
+    [
+        (
+            "BaseModel",
+            ["Name", "Version", "Target", "Adapters", "Ready", "UpToDate", "Reason", "Age"],
+            ["Revision", "Set"],
+        ),
+        (
+            "LoRAAdapter",
+            ["Name", "Base", "Version", "Origin", "Score", "Verified", "Ready", "UpToDate", "Reason", "Age"],
+            ["Digest", "Source"],
+        ),
+    ],
+)
+def test_columns(kind: str, columns: list[str], wide: list[str], kube: Kube) -> None:
+    accept = "application/json;as=Table;v=v1;g=meta.k8s.io"
+    table = kube.request("GET", path_of(kind, "default"), accept=accept)["columnDefinitions"]
+
+    assert [c["name"] for c in table if c["priority"] == 0] == columns
+    assert [c["name"] for c in table if c["priority"] == 1] == wide
+
+
+def test_short_names_and_category_print_both_kinds(control_plane: ControlPlane, kube: Kube, namespace: str) -> None:
+    kube.create(base_model(), namespace)
+    kube.create(lora_adapter(), namespace)
+
+    both = control_plane.kubectl("get", "rbm,rla", "-n", namespace, "-o", "name")
+    category = control_plane.kubectl("get", "readapt", "-n", namespace, "-o", "wide")
+
+    assert both.split() == ["basemodel.readapt.dev/model", "loraadapter.readapt.dev/adapter"]
+    assert "TARGET" in category
+    assert "DIGEST" in category
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_examples_apply(path: Path, control_plane: ControlPlane, namespace: str) -> None:
+    words = ("apply", "--dry-run=server", "--validate=strict", "-n", namespace, "-f", str(path), "-o", "json")
+
+    assert json.loads(control_plane.kubectl(*words))["kind"]
