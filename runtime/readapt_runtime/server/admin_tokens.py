@@ -45,12 +45,14 @@ class TokenCheck:
                 algorithms=[TOKEN_ALGORITHM],
                 audience=TOKEN_AUDIENCE,
                 subject=self._base,
-                leeway=LEEWAY_S,
-                options={"require": ["exp", "aud", "sub"]},
+                options={"require": ["exp", "aud", "sub"], "verify_exp": False},
             )
         except jwt.PyJWTError as error:
             raise BadToken(str(error)) from error
-        if claims["exp"] > self._clock() + MAX_LIFETIME_S + LEEWAY_S:
+        ends, now = claims["exp"], self._clock()
+        if not isinstance(ends, int) or ends + LEEWAY_S <= now:
+            raise BadToken("the token has expired")
+        if ends > now + MAX_LIFETIME_S + LEEWAY_S:
             raise BadToken(f"the token is valid for more than {MAX_LIFETIME_S} seconds")
 
 
