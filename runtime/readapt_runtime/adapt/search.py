@@ -27,6 +27,9 @@ from readapt_runtime.lowrank import LowRank, add, energy, norm, recompress, scal
 ALPHA_RANGE = (0.0, 1.5)
 BETA_RANGE = (-1.0, 1.0)
 
+_FLAT_BELOW = 0.01
+"""Nats; differences of losses well below this do not matter to the search."""
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -106,7 +109,9 @@ def search(evaluate: Callable[[Point], Measured], trials: int, seed: int) -> lis
             raise Diverged(f"the loss at α={point.alpha:.3f}, β={point.beta:.3f} is {measured.loss}")
         if measured.floor is not None:
             trial.set_constraint("retention", measured.excess)
-        study.tell(trial, measured.loss)
+        # The base alone may lose a hundred times as much as the adapter: on a linear scale that one point would
+        # leave the Gaussian process nothing to tell the others apart by.
+        study.tell(trial, math.log(measured.loss + _FLAT_BELOW))
         found.append(measured)
     return found
 

@@ -42,7 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     model = _new_model()
     _read(model, Dialect(3, GLUE[:8], 0.3), steps=100, rate=5e-3, seed=1)
     _save(model, folder / "v1")
-    _read(model, Dialect(7, GLUE[8:], 0.3), steps=40, rate=2e-3, seed=2)
+    _read(model, Dialect(7, GLUE[8:], 0.3), steps=60, rate=3e-3, seed=2)
     _save(model, folder / "v2")
     old, new = load_base(folder / "v1", OLD), load_base(folder / "v2", NEW)
     files = {

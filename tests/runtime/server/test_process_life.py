@@ -73,7 +73,12 @@ def test_sigterm_unreadies_finishes_what_runs_and_exits_with_0(
     started: tuple[subprocess.Popen[str], dict[str, str]],
 ) -> None:
     process, addresses = started
-    with httpx.Client(base_url=addresses["serving"], timeout=60) as http:
+    # the idle connection keeps the server lingering, however early the answer is complete
+    with (
+        httpx.Client(base_url=addresses["serving"], timeout=60) as http,
+        httpx.Client(base_url=addresses["serving"], timeout=60) as idle,
+    ):
+        assert idle.get("/readyz").status_code == 200
         whole = http.post("/v1/completions", json=_body(480)).json()
         results: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: results.append(http.post("/v1/completions", json=_body(480))))
@@ -81,7 +86,7 @@ def test_sigterm_unreadies_finishes_what_runs_and_exits_with_0(
         with httpx.Client(base_url=addresses["admin"]) as admin:
             _wait(lambda: admin.get("/v1/state").json()["inFlight"] == 1)
         process.send_signal(signal.SIGTERM)
-        _wait(lambda: httpx.get(f"{addresses['serving']}/readyz").status_code == 503)
+        _wait(lambda: idle.get("/readyz").status_code == 503)
         asking.join(60)
     assert results[0].json()["choices"] == whole["choices"], "the answer is whole"
     assert process.wait(30) == 0

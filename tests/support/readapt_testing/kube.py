@@ -61,6 +61,11 @@ class KubeError(Exception):
         self.code = code
         self.message = message
 
+    @property
+    def may_pass(self) -> bool:
+        """A server that has just started answers 5xx, and 403 until its RBAC rules are loaded."""
+        return self.code >= 500 or self.code in (403, 429)
+
 
 @dataclass(frozen=True, slots=True)
 class Event:

@@ -14,7 +14,7 @@ import httpx
 
 from readapt_cluster.guardian import Guardian
 from readapt_testing.informer import Informer
-from readapt_testing.kube import Event, Kube, Object
+from readapt_testing.kube import Event, Kube, KubeError, Object
 from readapt_testing.player.addresses import Addresses
 from readapt_testing.player.pod import Machine, PlayedPod
 
@@ -113,7 +113,7 @@ class Player:
                 "metadata": {"name": self.node},
                 "spec": {"holderIdentity": self.node, "leaseDurationSeconds": 40, "renewTime": _now(micro=True)},
             }
-            with contextlib.suppress(httpx.TransportError):
+            with contextlib.suppress(httpx.TransportError, KubeError):
                 self._kube.apply(lease, "kube-node-lease")
             self._stopped.wait(_HEARTBEAT_S)
 

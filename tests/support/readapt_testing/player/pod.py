@@ -214,6 +214,10 @@ class PlayedPod:
                 return
             except httpx.TransportError:
                 self._away.wait(_AWAY_S)
+            except KubeError as error:
+                if not error.may_pass:
+                    raise
+                self._away.wait(_AWAY_S)
 
     def _remove(self) -> None:
         """The kubelet's last word on a deleted pod; a finished pod that nobody deleted stays."""
