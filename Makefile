@@ -37,7 +37,7 @@ fault: venv  ## whole upgrades with real Jobs and pods, the operator killed at i
 	.venv/bin/pytest -q tests/control_plane
 
 e2e: venv  ## the thread on a real node: images, Helm, an upgrade under load, a roll-back (root)
-	.venv/bin/pytest -q e2e/test_thread.py
+	.venv/bin/pytest -v --capture=no e2e/test_thread.py
 
 crds: venv  ## CRDs from the models, into crds/ and the chart
 	$(PY) -m readapt_api.schema crds charts/readapt/files/crds

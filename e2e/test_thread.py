@@ -75,6 +75,7 @@ def test_no_request_fails_while_the_base_moves_there_and_back(report: dict[str, 
 
 def test_every_answer_comes_from_a_base_and_a_variant_made_for_each_other(report: dict[str, Any]) -> None:
     assert report["mixed_sets"] == 0
+    assert min(report["requests"]["telling"].values()) > 0, "no text tells the two sets apart"
 
 
 def test_copy_fails_the_gate_and_relora_passes_it(report: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from readapt_demo import tasks, training
 from readapt_demo.cast import Cast, Role
@@ -40,6 +41,7 @@ def prepare(say: Progress, data: Path | None = None) -> Cast:
 
     ``data`` is a folder with train.jsonl, validation.jsonl and test.jsonl of {"prompt", "completion"}.
     """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     root = cache_root() / "demo"
     v1 = root / f"v1-{_key(WHEEL, inspect.getsource(_rebuild_base))}"
     _made(v1, "base v1 from the packaged GGUF (about 1 min)", say, _rebuild_base)

@@ -51,13 +51,18 @@ class Show:
             rollback_seconds = self._move("v1", "roll-back v2 → v1")
             rollback_jobs = len(self._job_uids() - jobs_before)
         with self._step("judge every answer with transformers + PEFT"):
-            mixed = self._judge(traffic.answers)
+            expected = judge.expected_texts(self.pairs, self.cast.questions)
+            mixed = judge.mixed_sets(traffic.answers, self.pairs, expected)
         failed = [a for a in traffic.answers if a.failed]
         for line in [*(f"failed: {a.model} {a.status} {a.error}" for a in failed[:5]), *mixed[:5]]:
             self.say(line)
         return {
             "adapters": [self._adapter_row(role.name) for role in self.cast.roles],
-            "requests": {"sent": len(traffic.answers), "failed": len(failed)},
+            "requests": {
+                "sent": len(traffic.answers),
+                "failed": len(failed),
+                "telling": {m: self._telling(m, traffic.answers, expected) for m in self.pairs},
+            },
             "mixed_sets": len(mixed),
             "rollback_jobs": rollback_jobs,
             "upgrade_seconds": round(upgrade_seconds, 1),
@@ -150,8 +155,10 @@ class Show:
     def _artifact(self, digest: str) -> Path:
         return self.store / "artifacts" / digest.removeprefix("sha256:")
 
-    def _judge(self, answers: Sequence[Answer]) -> list[str]:
-        return judge.mixed_sets(answers, self.pairs, judge.expected_texts(self.pairs, self.cast.questions))
+    def _telling(self, model: str, answers: Sequence[Answer], expected: judge.Expected) -> int:
+        """Answers of a model whose text alone shows which set it came from."""
+        given = [a for a in answers if a.model == model and not a.failed]
+        return sum(judge.is_telling(a, self.pairs, expected) for a in given)
 
     def _job_uids(self) -> set[str]:
         return {job["metadata"]["uid"] for job in self.kubectl.get("jobs")["items"]}

@@ -2,7 +2,7 @@
 
     FOLDER/v1, v2            the base, and the same after more training on another dialect
     FOLDER/adapter           PEFT, rank 8, trained on v1 to answer ``Question()``
-    FOLDER/checkpoint        v1 with all its weights trained to answer ``Question(shift=3)``
+    FOLDER/checkpoint        v1 with its linear weights trained to answer ``Question(shift=3)``
     FOLDER/data/adapter, data/checkpoint    train, validation and test of each
 
 The base alone answers at chance, v2 costs a copied adapter far more than four points, a repair of it passes. Built in

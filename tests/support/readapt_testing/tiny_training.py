@@ -70,6 +70,9 @@ def _train_adapter(base: LlamaForCausalLM, models: TinyModels) -> None:
 
 
 def _train_checkpoint(model: LlamaForCausalLM, models: TinyModels) -> None:
+    """Of the linear weights alone: a changed embedding could not be extracted, and its loss would be the gate's."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(module in name for module in MODULES))
     _descend(model, _lessons(models.data("checkpoint", "train"), 450), 450, 1e-3)
     _save(model, models.checkpoint)
 
