@@ -91,6 +91,7 @@ def test_suspended_base_starts_nothing_until_resumed(world: World) -> None:
 
     world.kube.patch("BaseModel", BASE, {"spec": {"suspend": False}}, world.namespace)
     world.recorder.wait(lambda r: len(r.creations("Job")) == 1, 60, "fetching")
+    world.wait("BaseModel", BASE, lambda o: condition_of(o, conditions.RECONCILING) is not None, "reconciling")
 
 
 def test_foreign_service_is_neither_adopted_nor_deleted(world: World) -> None:
