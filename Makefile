@@ -5,6 +5,8 @@ CACHE ?= $(or $(READAPT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/readapt)
 export READAPT_CACHE := $(CACHE)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# As in the runtime image: waiting threads that spin make two busy processes several times slower.
+export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help venv check unit control-plane node test fault e2e crds lock images demo cluster-up cluster-down clean

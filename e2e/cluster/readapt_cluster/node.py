@@ -43,8 +43,9 @@ def up() -> None:
         if standalone.processes():
             raise Refused("A control plane alone is up in this checkout. Run `python -m readapt_cluster down` first.")
         preflight.require_disk()
+        preflight.require_no_engine()
         packages.ensure(packages.NODE)
-        preflight.require_machine_free()
+        preflight.require_network_free()
         binaries.ensure(CONTROL_PLANE + NODE)
         _build_images()
         if leftovers.found():

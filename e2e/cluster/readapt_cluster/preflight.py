@@ -26,8 +26,8 @@ def require_root() -> None:
         )
 
 
-def require_machine_free() -> None:
-    """Raises Refused where another container engine or Kubernetes is in use, or addresses collide."""
+def require_no_engine() -> None:
+    """Raises Refused where another container engine or kubelet runs. Installing packages could already harm it."""
     ours = {process.pid for process in of_state(_ENGINES, FOLDERS)}
     for process in everything():
         if process.program in _ENGINES and process.pid not in ours:
@@ -38,6 +38,10 @@ def require_machine_free() -> None:
     for path in _SOCKETS:
         if _listens(path):
             raise Refused(f"Something answers at {path}. Stop that engine, or use its cluster by its context.")
+
+
+def require_network_free() -> None:
+    """Raises Refused where iptables holds another Kubernetes or addresses collide. Needs iptables and iproute2."""
     chains = network.kubernetes_chains()
     if chains and not network.chains_are_ours():
         raise Refused(

@@ -4,28 +4,49 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from readapt_demo import models, stage, table
-from readapt_demo.upgrade import Show
+from readapt_api.errors import ReadaptError
+from readapt_cluster.errors import ClusterError
+from readapt_demo import models, promises, stage, table
+from readapt_demo.kubectl import KubectlFailed
+from readapt_demo.upgrade import DemoFailed, Show
 
+_FILE_WIDTH = 120
+"""Columns where the output goes into a file."""
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def main() -> int:
     """Runs the demo; exit code 0 when every promise held."""
     arguments = _parser().parse_args()
+    try:
+        return _run(arguments)
+    except (ClusterError, DemoFailed, KubectlFailed, ReadaptError) as error:
+        sys.stderr.write(f"error: {error}\n")
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write(
+            f"error: {shlex.join(map(str, error.cmd))} ended with {error.returncode}; its output is above\n"
+        )
+    return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    stage.check_machine()
+    if arguments.data is not None:
+        models.check_data(arguments.data)
     console = Console(stderr=True, highlight=False)
     started = time.monotonic()
 
     def say(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - started:6.0f} s[/] ", end="")
-        console.print(text, markup=False)
+        console.print(text, markup=False, soft_wrap=True)
 
     cast = models.prepare(say, arguments.data)
     say("images (about 4 min the first time)")
@@ -39,16 +60,11 @@ def main() -> int:
     setup_seconds = time.monotonic() - started
     report = Show(cast, kube, store, say).run() | {"setup_seconds": round(setup_seconds, 1)}
     _write(report, arguments.out)
-    table.show(report, Console())
-    return 0 if _kept(report) else 1
-
-
-def _kept(report: dict[str, Any]) -> bool:
-    """Whether nothing was lost or mixed, and whether the answers could have shown it."""
-    requests = report["requests"]
-    told: bool = min(requests["telling"].values()) > 0
-    lost = requests["failed"], report["mixed_sets"], report["rollback_jobs"]
-    return told and not any(lost)
+    table.show(report, Console(width=None if sys.stdout.isatty() else _FILE_WIDTH))
+    lines = promises.broken(report, generated=arguments.data is None)
+    for line in lines:
+        console.print(f"[red]not kept:[/] {line}")
+    return 1 if lines else 0
 
 
 def _write(report: dict[str, object], out: Path) -> None:

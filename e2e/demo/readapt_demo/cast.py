@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+SPLIT_FILES = ("train.jsonl", "validation.jsonl", "test.jsonl")
+
 
 @dataclass(frozen=True, slots=True)
 class Role:
@@ -44,8 +46,8 @@ class Cast:
 
     def folders(self) -> dict[str, Path]:
         """Path on the sources volume to local folder."""
-        found = {"base/v1": self.v1, "base/v2": self.v2}
-        for role in self.roles:
-            found[f"{role.name}/weights"] = role.weights
-            found[f"{role.name}/data"] = role.data
-        return found
+        return {"base/v1": self.v1, "base/v2": self.v2, **{f"{role.name}/weights": role.weights for role in self.roles}}
+
+    def files(self) -> dict[str, Path]:
+        """Path on the sources volume to local file: of a data folder nothing but the three splits."""
+        return {f"{role.name}/data/{name}": role.data / name for role in self.roles for name in SPLIT_FILES}

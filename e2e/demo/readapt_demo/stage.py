@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from readapt_cluster import binaries
+from readapt_cluster import binaries, catalog, disk, preflight
 from readapt_demo import manifests
 from readapt_demo.cast import Cast
 from readapt_demo.kubectl import Kubectl
@@ -17,11 +17,23 @@ Say = Callable[[str], None]
 OPERATOR_NAMESPACE = "readapt-system"
 IMAGES = ("localhost/readapt/operator:dev", "localhost/readapt/runtime:dev")
 _POD_USER = 65532
+_FIRST_SPACE_MB, _SPACE_MB = 36_000, 6_000
+"""Measured: 32 GB are taken the first time, most of them by copies of the runtime image and by build caches."""
 
 
 def volumes_root() -> Path:
     """Where the claims' folders lie on this machine."""
     return Path("/var/lib/readapt-demo")
+
+
+def check_machine() -> None:
+    """Refuses before minutes are spent: no root, another engine in use, too little disk. Raises Refused."""
+    preflight.require_root()
+    preflight.require_no_engine()
+    first_time = bool(binaries.missing(catalog.ALL))
+    disk.require(
+        volumes_root(), _FIRST_SPACE_MB if first_time else _SPACE_MB, "the demo (images, models, build caches)"
+    )
 
 
 def build_images(checkout: Path) -> None:
@@ -43,30 +55,29 @@ def kubectl(checkout: Path) -> Kubectl:
 
 
 def lay_out(cast: Cast, kube: Kubectl) -> Path:
-    """Empty store and filled sources volume, with their claims; returns the store's folder."""
+    """Empty store and filled sources volume, with their claims; returns the store's folder.
+
+    What an earlier run left in the cluster goes first: its objects say that the old store holds their artifacts.
+    """
+    kube("delete", "namespace", manifests.NAMESPACE, "--ignore-not-found", "--wait", "--timeout=120s", timeout_s=150)
+    claims = [f"{manifests.NAMESPACE}-{claim}" for claim in (manifests.SOURCES_CLAIM, manifests.STORE_CLAIM)]
+    kube("delete", "persistentvolume", *claims, "--ignore-not-found", "--wait", "--timeout=60s", timeout_s=90)
     root = volumes_root()
     shutil.rmtree(root, ignore_errors=True)
     sources, store = root / "sources", root / "store"
     store.mkdir(parents=True)
     for name, folder in cast.folders().items():
-        _link_tree(folder, sources / name)
+        shutil.copytree(folder, sources / name, copy_function=shutil.copyfile)
+    for name, file in cast.files().items():
+        (sources / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, sources / name)
+    # Libraries save weights for their owner alone; pods read them as another user.
+    for entry in sources.rglob("*"):
+        entry.chmod(0o755 if entry.is_dir() else 0o644)
     # hostPath volumes ignore fsGroup.
     os.chown(store, _POD_USER, _POD_USER)
     kube.apply(manifests.volumes(str(sources), str(store)))
     return store
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """Hard links where the file system allows, copies elsewhere."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        shutil.copytree(source, target, copy_function=os.link)
-    except OSError:
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
-    for entry in target.rglob("*"):
-        # Libraries save weights for their owner alone; pods read them as another user.
-        entry.chmod(0o755 if entry.is_dir() else 0o644)
 
 
 def uninstall(kube: Kubectl) -> None:

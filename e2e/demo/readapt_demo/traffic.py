@@ -41,7 +41,8 @@ class Traffic:
 
     url: str
     questions: Sequence[tuple[str, str]]
-    pause_s: float = 0.2
+    pause_s: float = 1.0
+    """Between two requests of one client: the clients share the machine's two cores with the repair."""
     answers: list[Answer] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)

@@ -106,8 +106,8 @@ class Show:
                     raise
 
     def _stalled(self) -> str:
-        """The message of the first adapter that waits for a person, or nothing."""
-        for item in self.kubectl.get("loraadapters")["items"]:
+        """The message of the first object that waits for a person, or nothing."""
+        for item in (i for kind in ("loraadapters", "basemodels") for i in self.kubectl.get(kind)["items"]):
             for condition in item.get("status", {}).get("conditions", ()):
                 if condition["type"] == "Stalled" and condition["status"] == "True":
                     return f"{item['metadata']['name']} is stalled: {condition['reason']}: {condition['message']}"
