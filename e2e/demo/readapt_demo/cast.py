@@ -30,8 +30,8 @@ class Cast:
     v1: Path
     v2: Path
     roles: tuple[Role, ...]
-    adaptation: str = ""
-    """YAML of spec.adaptation for both adapters, or nothing for the defaults."""
+    adaptation: str = "{tuning: {maxSteps: 120}}"
+    """YAML of spec.adaptation for both adapters. Tuning is looked at six times: here after every 20 steps."""
     gate: str = "{maxRegression: '0.03', maxSamples: 3000}"
     serving: str = "{maxModelLen: 512, poolMemory: 512Mi}"
     questions: tuple[str, ...] = (
