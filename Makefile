@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check unit control-plane node test fault e2e crds lock images demo cluster-up cluster-down clean
+.PHONY: help venv machine check unit control-plane node e2e test fault crds lock images demo cluster-up cluster-down clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,18 +28,21 @@ unit: venv  ## tests that need nothing but Python
 	.venv/bin/pytest -q -m "not control_plane" tests
 
 control-plane: venv  ## tests against a real etcd, kube-apiserver and kube-controller-manager
-	.venv/bin/pytest -q -m control_plane tests/operator tests/control_plane/test_manifests.py tests/control_plane/test_player.py
+	.venv/bin/pytest -q -m "control_plane and not fault" tests
 
-node: venv  ## the local node: up, pods, DNS, services, killed in the middle, down without a trace (root)
-	.venv/bin/pytest -q e2e/test_cluster_node.py
+node: machine  ## the local node: up, pods, DNS, services, killed in the middle, down without a trace (root)
+	.venv/bin/pytest -v e2e/test_cluster_node.py
 
-test: check unit control-plane node  ## everything above
+e2e: machine  ## the thread on a real node: images, Helm, an upgrade under load, a roll-back (root)
+	.venv/bin/pytest -v --capture=no e2e/test_thread.py
+
+machine: venv
+	@$(PY) -m readapt_cluster check
+
+test: machine check unit control-plane node e2e  ## everything above (root)
 
 fault: venv  ## whole upgrades with real Jobs and pods, the operator killed at its writes, bad input, on a real API server
-	.venv/bin/pytest -q tests/control_plane --ignore=tests/control_plane/test_manifests.py --ignore=tests/control_plane/test_player.py
-
-e2e: venv  ## the thread on a real node: images, Helm, an upgrade under load, a roll-back (root)
-	.venv/bin/pytest -v --capture=no e2e/test_thread.py
+	.venv/bin/pytest -v -m fault tests
 
 crds: venv  ## CRDs from the models, into crds/ and the chart
 	$(PY) -m readapt_api.schema crds charts/readapt/files/crds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from readapt_api.contract import Contract, Digest
 from readapt_api.errors import Terminal
 
 _CHUNK_BYTES = 8 << 20
+_MAX_NAME = 1024
 
 
 class BadPath(Terminal):
@@ -22,7 +24,7 @@ class BadPath(Terminal):
 class FileEntry(Contract):
     """One file of an artifact or source; ``name`` is its path relative to the root, with ``/``."""
 
-    name: str = Field(max_length=1024, pattern=r"^[^/\x00][^\x00]*$")
+    name: str = Field(max_length=_MAX_NAME, pattern=r"^[^/\x00][^\x00]*$")
     size: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
@@ -68,26 +70,47 @@ def list_source(path: Path) -> list[tuple[str, Path]]:
     """(name, path) of the regular files of a source, sorted by name; a single file is named by itself.
 
     Hidden files and folders (``.git``, ``.cache``) do not count. Raises BadPath for a missing path, an empty
-    folder, and links that lead out of the folder.
+    folder, links that lead out of the folder, and names that no manifest can hold; OSError for what cannot be listed.
     """
     if path.is_file():
-        return [(path.name, path)]
+        return [(_name_of(Path(path.name)), path)]
     if not path.is_dir():
         raise BadPath(f"{path}: no such file or folder")
     root = path.resolve()
     found: list[tuple[str, Path]] = []
     for entry in sorted(path.rglob("*")):
         relative = entry.relative_to(path)
-        if any(part.startswith(".") for part in relative.parts) or entry.is_dir():
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        if entry.is_dir():
+            # rglob passes over a folder that may not be listed, and its files would be missing from the digest.
+            os.scandir(entry).close()
             continue
         if not entry.resolve().is_relative_to(root) or not entry.is_file():
             raise BadPath(f"{entry}: not a regular file inside {path}")
-        found.append((relative.as_posix(), entry))
+        found.append((_name_of(relative), entry))
     if not found:
         raise BadPath(f"{path}: empty folder")
     return found
 
 
 def digest_path(path: Path) -> Digest:
-    """The digest of the file or folder at ``path``, as ``readapt digest`` prints it."""
-    return source_digest(hash_file(file, name) for name, file in list_source(path))
+    """The digest of the file or folder at ``path``, as ``readapt digest`` prints it.
+
+    Raises BadPath for what ``list_source`` refuses and for what cannot be read.
+    """
+    try:
+        return source_digest(hash_file(file, name) for name, file in list_source(path))
+    except OSError as error:
+        raise BadPath(f"{error.filename or path}: {error.strerror}") from error
+
+
+def _name_of(relative: Path) -> str:
+    name = relative.as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise BadPath(f"{name!r}: the name is not UTF-8") from None
+    if len(name) > _MAX_NAME:
+        raise BadPath(f"{name[:80]}…: a name of more than {_MAX_NAME} characters")
+    return name

@@ -1,6 +1,7 @@
 """kopf's part: from any event to the key of the base that it concerns. No decisions, no patches, nothing returned.
 
-Children are watched by label, on the server's side; EndpointSlices carry the labels of their Service.
+Children are watched by label, on the server's side; EndpointSlices carry the labels of their Service. Handlers of
+events are coroutines: kopf runs plain functions in threads, and the queue is not safe for them.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def register(enqueue: Enqueue) -> kopf.OperatorRegistry:
     def login(**_: Any) -> kopf.ConnectionInfo:
         return kopf_credentials()
 
-    def owner_changed(body: Any, **_: Any) -> None:
+    async def owner_changed(body: Any, **_: Any) -> None:
         key = key_of(body)
         if key is not None:
             enqueue(key, COALESCE_S)
 
-    def child_changed(body: Any, **_: Any) -> None:
+    async def child_changed(body: Any, **_: Any) -> None:
         meta = body["metadata"]
         base = meta.get("labels", {}).get(labels.BASE)
         if base:

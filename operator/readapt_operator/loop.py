@@ -110,8 +110,9 @@ class Loop:
 
     async def _rest(self) -> None:
         """Until something is added, the next key is due, or it is time for a heartbeat."""
-        due_s = self.queue.next_due_s()
+        # In this order: what is added from here on wakes, what was added before is due.
         self.wake.clear()
+        due_s = self.queue.next_due_s()
         pause = min(_IDLE_S, _IDLE_S if due_s is None else due_s, 0.2 if not self.may_write() else _IDLE_S)
         try:
             async with asyncio.timeout(max(0.005, pause)):

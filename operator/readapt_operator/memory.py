@@ -13,12 +13,13 @@ STATE_KEPT_S = 30.0
 
 
 class Memory:
-    """Monotonic first-seen times and the last state that each pod told; of one base."""
+    """Monotonic first-seen times, and the last that each pod told or was told to wait for; of one base."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._since: dict[Hashable, float] = {}
         self._states: dict[str, tuple[float, PodState]] = {}
+        self._texts: dict[Hashable, str] = {}
 
     def age_s(self, fact: Hashable, holds: bool = True) -> float | None:
         """Seconds since ``fact`` was first seen to hold without a break; None when it does not hold."""
@@ -26,6 +27,12 @@ class Memory:
             self._since.pop(fact, None)
             return None
         return self._clock() - self._since.setdefault(fact, self._clock())
+
+    def last_text(self, fact: Hashable, text: str | None) -> str:
+        """``text``, or what it was when there last was one."""
+        if text is not None:
+            self._texts[fact] = text
+        return self._texts.get(fact, "")
 
     def remember(self, uid: str, state: PodState) -> None:
         self._states[uid] = (self._clock(), state)
@@ -40,3 +47,4 @@ class Memory:
         facts, uids = set(facts), set(uids)
         self._since = {k: v for k, v in self._since.items() if k in facts}
         self._states = {k: v for k, v in self._states.items() if k in uids}
+        self._texts = {k: v for k, v in self._texts.items() if k in facts}

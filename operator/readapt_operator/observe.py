@@ -95,7 +95,7 @@ class Observer:
         seen = replace(
             seen,
             jobs=by_wish(
-                job_view(j, job_pods.get(j["metadata"]["uid"], ()), memory) for j in jobs if controller_uid(j) in owners
+                job_view(j, job_pods.get(j["metadata"]["uid"], []), memory) for j in jobs if controller_uid(j) in owners
             ),
             service=_service(service) if service and controller_uid(service) == uid else None,
             deployments=tuple(deployment_view(d) for d in deployments if controller_uid(d) == uid),
@@ -123,19 +123,14 @@ class Observer:
         served = seen.served_revision
         selected = {p.uid for p in seen.pods_of(served)}
         settled: tuple[str, ...] = ("endpoints", served or "")
-        draining = {
-            d.revision: memory.age_s(("draining", d.revision)) or 0.0
-            for d in seen.deployments
-            if any(p.state is not None and p.state.draining for p in seen.pods_of(d.revision))
-        }
+        jobs = [j for attempts in seen.jobs.values() for j in attempts]
         endpoints_settled_s = memory.age_s(settled, seen.endpoint_pods <= selected)
         facts = [
             settled,
-            *(("draining", r) for r in draining),
-            *(("ended", j.body["metadata"]["uid"]) for attempts in seen.jobs.values() for j in attempts),
+            *((fact, j.body["metadata"]["uid"]) for j in jobs for fact in ("ended", "waits")),
         ]
         memory.forget_all_but(facts, (p.uid for p in seen.pods))
-        return replace(seen, endpoints_settled_s=endpoints_settled_s, draining_s=draining)
+        return replace(seen, endpoints_settled_s=endpoints_settled_s)
 
 
 def _adapters(key: Key, bodies: Iterable[Doc]) -> tuple[LoRAAdapterResource, ...]:

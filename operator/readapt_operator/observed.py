@@ -39,6 +39,10 @@ class JobView:
     exit_code: int | None = None
     failure: str = ""
     """Why the Job controller gave up."""
+    running: bool = False
+    """Its pod has started."""
+    waits: str = ""
+    """Why its pod does not start, or what it waited for when it was last seen."""
     refused: bool = False
     """It ended with exit code 64, or its pod failure policy says so."""
     settled_s: float = 0.0
@@ -71,6 +75,10 @@ class PodView:
     revision: str
     ready: bool
     deleting: bool
+    trouble: str = ""
+    """Why it is not ready: what it waits for, or how its server ended; empty when it is on its way."""
+    exit_code: int | None = None
+    """Of a server that ended and has not been ready since."""
     state: PodState | None = None
     fresh: bool = False
     """``state`` was read in this pass, not remembered."""
@@ -102,6 +110,8 @@ class DeploymentView:
     """Pods that there are, ready or not."""
     created: str
     deleting: bool
+    retired_at: datetime | None = None
+    """Since when its pods are told to drain, whatever they answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +157,6 @@ class Observed:
     """uids of the pods that the Service's EndpointSlices list, ready or not."""
     endpoints_settled_s: float | None = None
     """How long they have listed no pod but those of the selected revision; None while they list another."""
-    draining_s: Mapping[str, float] = field(default_factory=dict)
-    """revision -> how long this process has known it to be draining."""
 
     @property
     def stamp(self) -> str:

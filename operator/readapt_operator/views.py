@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 
 from pydantic import ValidationError
 
@@ -16,16 +17,20 @@ from readapt_operator.memory import Memory
 from readapt_operator.observed import DeploymentView, JobView, PodView
 
 log = logging.getLogger(__name__)
+_STARTING = ("ContainerCreating", "PodInitializing")
+_CRASHED = "CrashLoopBackOff"
 
 
-def job_view(body: Doc, pods: Iterable[Doc], memory: Memory) -> JobView:
-    """A Job with what the last of its ``pods`` left."""
+def job_view(body: Doc, pods: Sequence[Doc], memory: Memory) -> JobView:
+    """A Job with what the last of its ``pods`` left, or waits for."""
     meta, status = body["metadata"], body.get("status") or {}
     marks = meta.get("annotations") or {}
     conditions = {x["type"]: x for x in status.get("conditions") or () if x["status"] == "True"}
     failed = conditions.get("Failed")
     ended = failed is not None or "Complete" in conditions
     summary, exit_code = _left_by(pods) if ended else (None, None)
+    # The pod of a Job that runs into its deadline is gone before the Job has failed.
+    waits = "; ".join(text for pod in pods for text in _waits(pod)) if pods and not ended else None
     refused_by_policy = failed is not None and failed.get("reason") == "PodFailurePolicy"
     return JobView(
         body=body,
@@ -41,12 +46,14 @@ def job_view(body: Doc, pods: Iterable[Doc], memory: Memory) -> JobView:
         summary=summary,
         exit_code=exit_code,
         failure=": ".join(x for x in (failed.get("reason"), failed.get("message")) if x) if failed else "",
+        running=bool(status.get("ready")),
+        waits=memory.last_text(("waits", meta["uid"]), waits),
         refused=exit_code == EXIT_BAD_INPUT or (refused_by_policy and exit_code is None),
         settled_s=memory.age_s(("ended", meta["uid"]), ended) or 0.0,
     )
 
 
-def _left_by(pods: Iterable[Doc]) -> tuple[Summary | None, int | None]:
+def _left_by(pods: Sequence[Doc]) -> tuple[Summary | None, int | None]:
     """Termination message and exit code of a Job's last pod that ended."""
     ends = []
     for pod in pods:
@@ -63,6 +70,31 @@ def _left_by(pods: Iterable[Doc]) -> tuple[Summary | None, int | None]:
         return None, exit_code
 
 
+def _waits(pod: Doc) -> Iterator[str]:
+    """What keeps a pod from starting: no node for it, an image or a Secret that cannot be had."""
+    status = pod.get("status") or {}
+    for x in status.get("conditions") or ():
+        if x["type"] == "PodScheduled" and x["status"] == "False":
+            yield x.get("message") or x.get("reason") or "it is on no node yet"
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, _CRASHED, *_STARTING):
+            yield ": ".join(x for x in (waiting["reason"], waiting.get("message")) if x)
+
+
+def _end_of_server(pod: Doc) -> Doc | None:
+    """How the server of a pod ended last."""
+    containers = (pod.get("status") or {}).get("containerStatuses") or ()
+    states = [c.get(key) or {} for c in containers if c["name"] == "server" for key in ("state", "lastState")]
+    return next((s["terminated"] for s in states if "terminated" in s), None)
+
+
+def _told_of(end: Doc) -> str:
+    """``OOMKilled (exit code 137)``, with the last line that it left."""
+    lines = (end.get("message") or "").strip().splitlines()
+    return ": ".join([f"{end.get('reason') or 'it ended'} (exit code {end['exitCode']})", *lines[-1:]])
+
+
 def deployment_view(body: Doc) -> DeploymentView:
     meta, status = body["metadata"], body.get("status") or {}
     marks = meta.get("annotations") or {}
@@ -76,7 +108,16 @@ def deployment_view(body: Doc) -> DeploymentView:
         live_replicas=status.get("replicas", 0),
         created=meta["creationTimestamp"],
         deleting="deletionTimestamp" in meta,
+        retired_at=_time(marks.get(labels.RETIRED_AT, "")),
     )
+
+
+def _time(stamp: str) -> datetime | None:
+    """metav1.Time; None for anything else that somebody wrote there."""
+    try:
+        return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%S%z")
+    except ValueError:
+        return None
 
 
 def pod_view(body: Doc) -> PodView | None:
@@ -85,6 +126,8 @@ def pod_view(body: Doc) -> PodView | None:
     if status.get("phase") in ("Succeeded", "Failed"):
         return None
     ready = any(x["type"] == "Ready" and x["status"] == "True" for x in status.get("conditions") or ())
+    end = None if ready else _end_of_server(body)
+    trouble = [] if ready else [*_waits(body), *([_told_of(end)] if end else [])]
     return PodView(
         name=meta["name"],
         uid=meta["uid"],
@@ -92,4 +135,6 @@ def pod_view(body: Doc) -> PodView | None:
         revision=meta["labels"][labels.REVISION],
         ready=ready,
         deleting="deletionTimestamp" in meta,
+        trouble="; ".join(trouble),
+        exit_code=int(end["exitCode"]) if end else None,
     )

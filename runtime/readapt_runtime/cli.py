@@ -16,6 +16,7 @@ import typer
 
 from readapt_api.errors import EXIT_BAD_INPUT, EXIT_OK, ReadaptError
 from readapt_runtime.adapt.command import adapt
+from readapt_runtime.out_folder import OUT_RULE
 from readapt_runtime.server.command import serve
 
 app = typer.Typer(
@@ -50,7 +51,7 @@ def digest(
 def drift(
     old: Annotated[Path, typer.Option("--from", metavar="DIR", help="The base as it was.")],
     new: Annotated[Path, typer.Option("--to", metavar="DIR", help="The base as it is now.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets drift.safetensors and drift.json.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help=f"Gets drift.safetensors and drift.json. {OUT_RULE}")],
 ) -> None:
     """Measures what changed between two versions of a base, per linear module.
 
@@ -65,7 +66,9 @@ def drift(
 def extract(
     base: Annotated[Path, typer.Option(metavar="DIR", help="The base that was fine-tuned.")],
     finetuned: Annotated[Path, typer.Option(metavar="DIR", help="The full fine-tuned checkpoint.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets the PEFT adapter, sidecar and report.json.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help=f"Gets the PEFT adapter, sidecar and report.json. {OUT_RULE}")
+    ],
     rank: Annotated[int | None, typer.Option(metavar="N", help="One rank for every module.")] = None,
     energy: Annotated[float | None, typer.Option(metavar="X", help="Share of the change to keep, 0 to 1.")] = None,
     max_rank: Annotated[int, typer.Option(metavar="N", help="No module gets more than this.")] = 64,
@@ -86,12 +89,18 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit code; a bug is not caught and leaves its traceback."""
+    """Runs one command and returns its exit code; a bug is not caught and leaves its traceback.
+
+    What a file or its name brings up (OSError, UnicodeError) is the input's, wherever it was noticed.
+    """
     try:
         app(list(arguments), prog_name="readapt")
     except ReadaptError as error:
         sys.stderr.write(f"readapt: {type(error).__name__}: {error}\n")
         return error.exit_code
+    except (OSError, UnicodeError) as error:
+        sys.stderr.write(f"readapt: {type(error).__name__}: {' '.join(str(error).split())}\n")
+        return EXIT_BAD_INPUT
     except SystemExit as leaving:
         # typer leaves this way always; its code for a wrong command line is bad input in ours.
         return EXIT_BAD_INPUT if leaving.code == _USAGE_ERROR else int(leaving.code or EXIT_OK)

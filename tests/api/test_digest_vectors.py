@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -119,6 +120,40 @@ def test_link_inside_the_folder_is_the_file_it_points_to(tmp_path: Path) -> None
 def test_nothing_there_is_refused(make: object, tmp_path: Path) -> None:
     with pytest.raises(BadPath):
         digest.digest_path(make(tmp_path))  # type: ignore[operator]
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_name() -> None:
+    with pytest.raises(BadPath, match="/proc/self/mem: Input/output error"):
+        digest.digest_path(Path("/proc/self/mem"))
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "x").write_bytes(b"abc")
+    listed = os.scandir
+
+    def scandir(path: Path) -> object:
+        if path == tmp_path / "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(BadPath, match="locked: Permission denied"):
+        digest.digest_path(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [(b"caf\xe9", "the name is not UTF-8"), (b"/".join([b"a" * 250] * 5), "more than 1024 characters")],
+    ids=["Latin-1", "long"],
+)
+def test_a_name_that_no_manifest_can_hold_is_refused(name: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"abc")
+
+    with pytest.raises(BadPath, match=message):
+        digest.digest_path(tmp_path)
 
 
 def test_pipe_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from readapt_api.digest import FileEntry
 from readapt_api.errors import EXIT_BAD_INPUT, EXIT_TRY_AGAIN, ReadaptError, Terminal, Transient
 from readapt_api.jobs import (
     TERMINATION_MESSAGE_BYTES,
+    AdaptationSettings,
     DriftRequest,
     FetchOutcome,
     FetchRequest,
     FetchRole,
     FetchSource,
+    GateSettings,
     GateVerdict,
     Interval,
     JobKind,
@@ -152,6 +155,44 @@ def test_uri_is_accepted(uri: str) -> None:
     found = BaseModelResource.model_validate(edited(base_model(), {"spec.versions.0.source.uri": uri}))
 
     assert found.spec.versions[0].source.uri == uri
+
+
+@pytest.mark.parametrize(
+    ("memory", "accepted"),
+    [("4Gi", True), ("1.5Gi", True), ("4000M", True), ("4G", True), ("500m", False), ("0", False), ("0.0Gi", False)],
+)
+def test_memory_is_what_a_serving_process_understands(memory: str, accepted: bool) -> None:
+    document = edited(base_model(), {"spec.serving.poolMemory": memory})
+    with nullcontext() if accepted else pytest.raises(ValidationError, match="poolMemory"):
+        BaseModelResource.model_validate(document)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "path", "value"),
+    [
+        (AdaptationSettings, "min_retention", "adaptation.minRetention", "1.01"),
+        (AdaptationSettings, "trials", "adaptation.search.trials", 3),
+        (AdaptationSettings, "trials", "adaptation.search.trials", 65),
+        (AdaptationSettings, "max_steps", "adaptation.tuning.maxSteps", 0),
+        (AdaptationSettings, "learning_rate", "adaptation.tuning.learningRate", "0"),
+        (AdaptationSettings, "learning_rate", "adaptation.tuning.learningRate", "1.5"),
+        (AdaptationSettings, "batch_size", "adaptation.tuning.batchSize", 1025),
+        (GateSettings, "max_regression", "gate.maxRegression", "0.0"),
+        (GateSettings, "max_regression", "gate.maxRegression", "3"),
+        (GateSettings, "confidence", "gate.confidence", "0.5"),
+        (GateSettings, "confidence", "gate.confidence", "0.99999"),
+        (GateSettings, "max_samples", "gate.maxSamples", 9),
+    ],
+)
+def test_resources_and_jobs_refuse_the_same_settings(
+    settings: type[Contract], field: str, path: str, value: object
+) -> None:
+    with pytest.raises(ValidationError) as from_job:
+        settings.model_validate({field: value})
+    with pytest.raises(ValidationError) as from_resource:
+        LoRAAdapterResource.model_validate(edited(lora_adapter(), {f"spec.{path}": value}))
+
+    assert from_resource.value.errors()[0]["msg"] == from_job.value.errors()[0]["msg"]
 
 
 def test_resources_ignore_what_a_newer_server_adds() -> None:

@@ -17,7 +17,7 @@ from readapt_testing.kube import Kube, Object
 from readapt_testing.plugin import fresh_namespace
 from readapt_testing.world import BASE, World
 
-pytestmark = pytest.mark.control_plane
+pytestmark = [pytest.mark.control_plane, pytest.mark.fault]
 
 _CORE, _BATCH, _APPS = "/api/v1/namespaces/[^/]+", "/apis/batch/v1/namespaces/[^/]+", "/apis/apps/v1/namespaces/[^/]+"
 _READAPT = "/apis/readapt.dev/v1alpha1/namespaces/[^/]+"

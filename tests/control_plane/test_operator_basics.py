@@ -16,7 +16,7 @@ from readapt_testing.operator_process import OperatorProcess
 from readapt_testing.recorder import Recorder
 from readapt_testing.world import ADAPTER, BASE, World, condition_of
 
-pytestmark = pytest.mark.control_plane
+pytestmark = [pytest.mark.control_plane, pytest.mark.fault]
 Worlds = Callable[..., AbstractContextManager[World]]
 
 

@@ -14,7 +14,7 @@ from readapt_testing.oracle import NEAR_TIE, Expected, Pair
 from readapt_testing.service_dialer import ServiceDialer
 from readapt_testing.world import ADAPTER, BASE, CHECKPOINT, World
 
-pytestmark = pytest.mark.control_plane
+pytestmark = [pytest.mark.control_plane, pytest.mark.fault]
 
 MODELS = (BASE, ADAPTER, CHECKPOINT)
 FREE_PROMPTS = ("t0w0 t0w3", "t1w4 g1 t1w7 t1w10", "t5w19 t5w2", "label1 label4", "t7w7 t3w3 t2w2")

@@ -13,7 +13,7 @@ from readapt_api.jobs import DriftRequest, JobKind, Summary
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_operator.builders.job import Task
 from readapt_operator.builders.meta import Owner
-from readapt_operator.decide.jobs import Start, Wording, pursue, schedule
+from readapt_operator.decide.jobs import START_POLL_S, Start, Wording, pursue, schedule
 from readapt_operator.decide.plan import Create, Delete, State
 from readapt_operator.observed import JobView, Observed, by_wish
 from readapt_operator.queue import Key
@@ -96,6 +96,28 @@ def test_a_failure_is_told_in_the_jobs_own_words() -> None:
     verdict = pursue(TASK, seen(replace(BROKEN, refused=True, summary=SAID)), 3, WORDING).verdict
     assert verdict is not None
     assert verdict.message == "drift: BadWeights: w.safetensors: NaN"
+
+
+def test_a_job_whose_pod_cannot_start_says_what_it_waits_for_and_is_looked_at_again() -> None:
+    lacking = '0/1 nodes are available: persistentvolumeclaim "typo" not found'
+    verdict = pursue(TASK, seen(job(waits=lacking)), 3, WORDING).verdict
+    assert verdict is not None
+    assert (verdict.state, verdict.reason) == (State.WORKING, c.MEASURING_DRIFT)
+    assert verdict.message == f"drift: Job j1 waits: {lacking}"
+    assert verdict.again_s == START_POLL_S
+
+
+def test_a_job_that_runs_is_not_looked_at_until_something_happens() -> None:
+    verdict = pursue(TASK, seen(job(running=True)), 3, WORDING).verdict
+    assert verdict is not None
+    assert verdict.again_s is None
+
+
+def test_a_deadline_is_told_with_what_the_pod_waited_for() -> None:
+    late = replace(BROKEN, exit_code=None, attempt=3, failure="DeadlineExceeded", waits="ErrImagePull: no such tag")
+    verdict = pursue(TASK, seen(late), 3, WORDING).verdict
+    assert verdict is not None
+    assert verdict.message.endswith("DeadlineExceeded; its pod waited: ErrImagePull: no such tag")
 
 
 def test_a_retry_is_looked_for_when_it_is_due() -> None:

@@ -8,17 +8,17 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from readapt_api.artifacts import Architecture
+from readapt_api.bounds import LoraRank, cel
 from readapt_api.conditions import Condition
 from readapt_api.contract import Contract, Digest, Name
+from readapt_api.memory import Memory
 from readapt_api.v1alpha1.shared import (
     NAME_RULE,
     ClaimRef,
     ObjectMeta,
     PodSettings,
-    Quantity,
     SecretRef,
     Source,
-    cel,
     map_list,
 )
 
@@ -66,8 +66,8 @@ class Serving(Contract):
     replicas: int = Field(default=1, ge=0, le=1000)
     max_model_len: int = Field(default=2048, ge=16, le=1048576, description="Prompt and answer, in tokens.")
     max_batch_tokens: int = Field(default=2048, ge=16, le=1048576, description="Tokens in one forward pass.")
-    pool_memory: Quantity = Field(default="4Gi", description="One pool for KV cache and adapters.")
-    max_rank: int = Field(default=64, ge=1, le=512)
+    pool_memory: Memory = Field(default="4Gi", description="One pool for KV cache and adapters.")
+    max_rank: LoraRank = 64
     dtype: DType = DType.AUTO
     api_key_secret_ref: SecretRef | None = Field(
         default=None, description="A Secret whose key `api-key` clients must send as bearer token."

@@ -8,9 +8,22 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from readapt_api.artifacts import Origin
+from readapt_api.bounds import (
+    BatchSize,
+    Confidence,
+    Energy,
+    LearningRate,
+    LoraRank,
+    MaxRegression,
+    MaxSamples,
+    MaxSteps,
+    MinRetention,
+    Trials,
+    cel,
+)
 from readapt_api.conditions import Condition
-from readapt_api.contract import Contract, Decimal, Digest, Name
-from readapt_api.v1alpha1.shared import NAME_RULE, BaseModelRef, ObjectMeta, Source, cel, map_list
+from readapt_api.contract import Contract, Digest, Name
+from readapt_api.v1alpha1.shared import NAME_RULE, BaseModelRef, ObjectMeta, Source, map_list
 
 
 class Policy(StrEnum):
@@ -38,11 +51,9 @@ class Rank(Contract):
     model_config = ConfigDict(
         json_schema_extra=cel(("has(self.fixed) != has(self.energy)", "exactly one of fixed and energy must be set"))
     )
-    fixed: int | None = Field(default=None, ge=1, le=512)
-    energy: Decimal | None = Field(
-        default=None,
-        description="Share of the squared norm of the weight difference to keep, above 0 and at most 1.",
-        json_schema_extra=cel(("double(self) > 0.0 && double(self) <= 1.0", "energy must be above 0 and at most 1")),
+    fixed: LoraRank | None = None
+    energy: Energy | None = Field(
+        default=None, description="Share of the squared norm of the weight difference to keep, above 0 and at most 1."
     )
 
 
@@ -51,7 +62,7 @@ class CheckpointSource(Source):
 
     base_version: Name
     rank: Rank = Rank(energy="0.95")
-    max_rank: int = Field(default=64, ge=1, le=512)
+    max_rank: LoraRank = 64
     target_modules: tuple[Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_]+$")], ...] = Field(
         default=(),
         max_length=16,
@@ -86,23 +97,22 @@ class Data(Contract):
 
 
 class Search(Contract):
-    trials: int = Field(default=8, ge=2, le=200)
+    trials: Trials = 8
 
 
 class Tuning(Contract):
-    max_steps: int = Field(default=300, ge=1, le=100000)
-    learning_rate: Decimal = "2e-4"
-    batch_size: int = Field(default=8, ge=1, le=1024)
+    max_steps: MaxSteps = 300
+    learning_rate: LearningRate = "2e-4"
+    batch_size: BatchSize = 8
 
 
 class Adaptation(Contract):
     """How the adapter is carried to another version."""
 
     policy: Policy = Policy.AUTO
-    min_retention: Decimal = Field(
+    min_retention: MinRetention = Field(
         default="0.9",
         description="Share of Copy's retention of the new base's behaviour that a repaired variant must keep.",
-        json_schema_extra=cel(("double(self) <= 1.0", "minRetention must be at most 1")),
     )
     search: Search = Search()
     tuning: Tuning = Tuning()
@@ -112,18 +122,12 @@ class Gate(Contract):
     """The test that a variant must pass before anyone is served by it."""
 
     metric: Metric = Metric.ACCURACY
-    max_regression: Decimal = Field(
+    max_regression: MaxRegression = Field(
         default="0.03",
         description="Loss against the reference that is acceptable, in the metric's unit (0.03 is 3 points).",
-        json_schema_extra=cel(
-            ("double(self) > 0.0 && double(self) < 1.0", "maxRegression must be above 0 and below 1")
-        ),
     )
-    confidence: Decimal = Field(
-        default="0.95",
-        json_schema_extra=cel(("double(self) >= 0.5 && double(self) < 1.0", "confidence must be in [0.5, 1)")),
-    )
-    max_samples: int = Field(default=3000, ge=10, le=1000000)
+    confidence: Confidence = "0.95"
+    max_samples: MaxSamples = 3000
 
 
 class LoRAAdapterSpec(Contract):

@@ -1,4 +1,4 @@
-"""What both resources use: sources, references, pod settings, and how CEL rules are written on a model."""
+"""What both resources use: sources, references and pod settings."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from readapt_api.bounds import cel
 from readapt_api.contract import Contract, Digest
-
-
-def cel(*rules: tuple[str, str]) -> dict[str, Any]:
-    """``json_schema_extra`` for CEL rules, each (expression, message)."""
-    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]}
-
 
 NAME_RULE = (
     "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 40",

@@ -41,6 +41,13 @@ def _up(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check(_: argparse.Namespace) -> int:
+    from readapt_cluster import node
+
+    node.check()
+    return 0
+
+
 def _down(arguments: argparse.Namespace) -> int:
     from readapt_cluster import leftovers, node, standalone
 
@@ -111,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="etcd, kube-apiserver and kube-controller-manager only: no root, no pods",
     )
+    add("check", _check, "say what keeps tests from bringing a node up here; exit 0 when nothing does", "check")
     down = add("down", _down, "take the cluster down and leave nothing behind", "down", "down --purge")
     down.add_argument("--purge", action="store_true", help="remove the cluster's images and logs as well")
     add("status", _status, "show every component; exit 0 when all are ready", "status")

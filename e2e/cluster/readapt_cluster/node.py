@@ -29,6 +29,15 @@ from readapt_cluster.progress import say, step
 _PORT = 6443
 
 
+def check() -> None:
+    """Whether tests may bring a node up here and take it down. Raises Refused, saying what to do instead."""
+    preflight.require_root()
+    if is_ready():
+        raise Refused("A node is up on this machine, as the demo leaves it. Run `make cluster-down` first.")
+    preflight.require_no_engine()
+    preflight.require_disk()
+
+
 def up() -> None:
     """Bring the node up, first clearing what a killed run left; on failure nothing stays but logs.
 

@@ -80,6 +80,8 @@ def _pod(base: BaseModelResource, revision: str, digest: str, image: str) -> Doc
         "startupProbe": _probe("/healthz", period_s=1, failures=_STARTUP_S),
         # Endpoints leave the load balancers while the server still accepts.
         "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
+        # The last of its log is what a server that cannot start leaves behind.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": CONTAINER_SECURITY,
     }
     return {

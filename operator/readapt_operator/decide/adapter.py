@@ -46,7 +46,7 @@ class AdapterPass:
     versions: Versions
     drifts: Drifts
     conflicting: bool
-    """An older adapter of this base has the served name."""
+    """The base itself or an older adapter of it has the served name."""
     records: LoRAAdapterStatus
     tasks: tuple[Task, ...] = ()
     starts: tuple[Start, ...] = ()
@@ -89,11 +89,12 @@ class AdapterPass:
 
 
 def served_name_is_free(at: AdapterPass) -> AdapterPass:
-    """The older object wins a served name."""
-    if at.conflicting:
-        text = f"an older adapter of {at.base.metadata.name} is served as {at.adapter.served_name!r}"
-        return at.halt(stalled(c.NAME_CONFLICT, text))
-    return at
+    """The older object wins a served name; the base's own is its own."""
+    if not at.conflicting:
+        return at
+    name, base = at.adapter.served_name, at.base.metadata.name
+    holder = "the base itself" if name == base else f"an older adapter of {base}"
+    return at.halt(stalled(c.NAME_CONFLICT, f"{holder} is served as {name!r}"))
 
 
 def native_base_is_fetched(at: AdapterPass) -> AdapterPass:

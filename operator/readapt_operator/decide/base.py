@@ -80,8 +80,8 @@ def _pairs(seen: Observed, base: BaseModelResource, versions: Versions) -> Itera
 
 
 def _adapters(seen: Observed, base: BaseModelResource, versions: Versions, drifts: Drifts) -> tuple[AdapterPass, ...]:
-    """Oldest first, so that the oldest claim of a served name wins."""
-    names: set[str] = set()
+    """Oldest first, so that the oldest claim of a served name wins; the base's own name is taken before all."""
+    names = {base.metadata.name}
     decided = []
     for adapter in seen.adapters:
         taken = adapter.served_name in names

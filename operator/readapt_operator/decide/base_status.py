@@ -15,7 +15,7 @@ from readapt_api.v1alpha1.base_model import (
 )
 from readapt_operator.decide.adapter import AdapterPass
 from readapt_operator.decide.plan import State, Verdict, stalled, working
-from readapt_operator.decide.rollout import POLL_S, Rollout, Target
+from readapt_operator.decide.rollout import POLL_S, Rollout, Target, pods_missing
 from readapt_operator.decide.served import Served, served_of
 from readapt_operator.decide.versions import Drifts, Versions
 from readapt_operator.observed import Observed
@@ -123,7 +123,8 @@ def _set_unverified(facts: BaseFacts) -> Verdict | None:
     if facts.base.spec.serving.replicas == 0:
         return None
     if not served.pods:
-        return working(c.ROLLING_OUT, f"no pod of {served.version} is ready", POLL_S)
+        there = [p for p in facts.seen.pods_of(served.revision) if not p.deleting]
+        return pods_missing(there, f"no pod of {served.version} is ready")
     left = [at.adapter for at in facts.adapters if not served.is_verified(at.adapter.served_name)]
     for adapter in left:
         digest = served.digests.get(adapter.served_name)

@@ -14,6 +14,8 @@ from readapt_operator.decide.plan import Action, Create, Delete, Verdict, stalle
 from readapt_operator.observed import JobView, Observed
 
 MAX_RETRY_S = 300.0
+START_POLL_S = 5.0
+"""No event tells why a Job's pod does not start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,11 @@ def pursue(task: Task, seen: Observed, max_attempts: int, wording: Wording) -> E
         return _start(task, 1, wording)
     last = mine[-1]
     if last.active or last.deleting:
-        return Errand(task, last.name, verdict=working(wording.running, f"{wording.what}: Job {last.name}"))
+        waits = f" waits: {last.waits}" if last.waits else ""
+        again_s = None if last.running else START_POLL_S
+        return Errand(
+            task, last.name, verdict=working(wording.running, f"{wording.what}: Job {last.name}{waits}", again_s)
+        )
     why = _why(last)
     if last.refused or _says_refused(last):
         return Errand(task, last.name, verdict=stalled(wording.failed, f"{wording.what}: {why}"))
@@ -88,8 +94,10 @@ def _why(job: JobView) -> str:
         return ": ".join(part for part in (job.summary.reason, job.summary.message) if part)
     if job.succeeded:
         return "the Job left no summary"
-    code = "" if job.exit_code is None else f" (exit code {job.exit_code})"
-    return f"{job.failure or 'the Job failed'}{code}"
+    failure = job.failure or "the Job failed"
+    if job.exit_code is not None:
+        return f"{failure} (exit code {job.exit_code})"
+    return f"{failure}; its pod waited: {job.waits}" if job.waits else failure
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,9 @@ def soonest(*delays: float | None) -> float | None:
     return min(given) if given else None
 
 
-def edit_of(body: Doc, **changes: Doc) -> Doc:
+def edit_of(body: Doc, annotations: Mapping[str, str | None] | None = None, **changes: Doc) -> Doc:
     """A merge patch of exactly the object that was read."""
     meta = {key: body["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    if annotations:
+        meta["annotations"] = dict(annotations)
     return {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": meta, **changes}

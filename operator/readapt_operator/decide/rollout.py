@@ -6,11 +6,13 @@ zero, whatever it was before; so an upgrade, a roll-back and a wish that changed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 from readapt_api import conditions as c
 from readapt_api import labels
+from readapt_api.errors import EXIT_BAD_INPUT
 from readapt_api.serving import DesiredSet
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_operator.builders.meta import Owner
@@ -181,7 +183,7 @@ def _pods_are_ready(seen: Observed, base: BaseModelResource, target: Target, des
         text = f"{len(why)} variants are refused by the pods of {target.version}; {why[0][0]}: {why[0][1]}"
         return stalled(c.VERIFICATION_FAILED, text)
     if found is None or found.replicas != wished or found.ready_replicas < wished or len(ready) < wished:
-        return working(c.ROLLING_OUT, f"{len(ready)} of {wished} pods of {target.version} are ready", POLL_S)
+        return pods_missing(pods, f"{len(ready)} of {wished} pods of {target.version} are ready")
     verified = sum(is_verified(p, desired) for p in ready)
     if verified < len(ready):
         text = (
@@ -189,6 +191,18 @@ def _pods_are_ready(seen: Observed, base: BaseModelResource, target: Target, des
         )
         return working(c.VERIFYING, text, POLL_S)
     return None
+
+
+def pods_missing(pods: Iterable[PodView], text: str) -> Verdict:
+    """``text`` and what keeps the first troubled pod from being ready; a person must act when it refuses its input."""
+    troubled = sorted((p for p in pods if p.trouble), key=lambda p: p.exit_code != EXIT_BAD_INPUT)
+    if not troubled:
+        return working(c.ROLLING_OUT, text, POLL_S)
+    first = troubled[0]
+    text = f"{text}; {first.name}: {first.trouble}"
+    if first.exit_code == EXIT_BAD_INPUT:
+        return stalled(c.SERVING_FAILED, text)
+    return working(c.ROLLING_OUT, text, POLL_S)
 
 
 def _retire(seen: Observed, kept: set[str | None]) -> tuple[list[Action], Verdict | None]:
@@ -205,15 +219,22 @@ def _retire(seen: Observed, kept: set[str | None]) -> tuple[list[Action], Verdic
 
 
 def _drain(seen: Observed, old: DeploymentView) -> Iterator[Action]:
-    """Only after no EndpointSlice has listed old pods for a while: a drained pod closes its connections."""
+    """Only after no EndpointSlice has listed old pods for a while: a drained pod closes its connections.
+
+    The limit counts from when they were first told, by an annotation: a pod that does not answer says nothing, and an
+    operator that was restarted remembers nothing.
+    """
     if seen.endpoints_settled_s is None or seen.endpoints_settled_s < seen.propagation_s:
         return
     pods = [p for p in seen.pods_of(old.revision) if not p.deleting]
     untold = tuple(p for p in pods if p.state is None or not p.state.draining)
     if untold:
         yield Drain(untold)
-    if all(_is_idle(p) for p in pods) or seen.draining_s.get(old.revision, 0.0) > seen.drain_limit_s:
+    limit = timedelta(seconds=seen.drain_limit_s)
+    if all(_is_idle(p) for p in pods) or (old.retired_at is not None and seen.now - old.retired_at > limit):
         yield from _scale(old, 0)
+    elif old.retired_at is None:
+        yield Apply(edit_of(old.body, {labels.RETIRED_AT: seen.stamp}))
 
 
 def _is_idle(pod: PodView) -> bool:
@@ -234,8 +255,11 @@ def _forget(seen: Observed, idle: list[DeploymentView]) -> Iterator[Action]:
 
 
 def _scale(found: DeploymentView, replicas: int) -> Iterator[Action]:
-    if found.replicas != replicas and not found.deleting:
-        yield Apply(edit_of(found.body, spec={"replicas": replicas}))
+    """However a drain ended, the next one has its own time."""
+    retired = labels.RETIRED_AT in (found.body["metadata"].get("annotations") or {})
+    if (found.replicas != replicas or retired) and not found.deleting:
+        marks = {labels.RETIRED_AT: None} if retired else None
+        yield Apply(edit_of(found.body, marks, spec={"replicas": replicas}))
 
 
 def _deployment(seen: Observed, base: BaseModelResource, target: Target) -> Action:

@@ -13,17 +13,25 @@ from readapt_operator.observed import Observed, PodView
 
 
 def desired_set(seen: Observed, revision: str, base_digest: str, adapters: Iterable[AdapterPass]) -> DesiredSet:
-    """All adapters with a passing variant for the base; the sequence grows when, and only when, the set changes."""
+    """All adapters with a passing variant for the base; the sequence grows when, and only when, the set changes.
+
+    Pods ignore what is not above the sequence that they know, so it counts beside the stored one: ConfigMaps get lost.
+    """
     members = []
     for at in adapters:
         variant = None if at.conflicting else at.variant(base_digest)
         if variant is not None and variant.digest is not None:
             members.append(DesiredAdapter(name=at.adapter.served_name, digest=variant.digest))
     stored = seen.sets.get(revision)
-    sequence = stored.sequence if stored else 0
+    known = [p.state.sequence for p in seen.pods_of(revision) if p.state is not None]
+    sequence = max(stored.sequence if stored else 0, *known, 0)
     wished = DesiredSet(sequence=sequence, revision=revision, base=base_digest, adapters=tuple(members))
-    unchanged = stored is not None and stored.desired is not None and stored.desired.digest == wished.digest
-    if unchanged and stored is not None and stored.admin_key == seen.admin_key:
+    if (
+        stored is not None
+        and stored.desired is not None
+        and (stored.sequence, stored.desired.digest) == (sequence, wished.digest)
+        and stored.admin_key == seen.admin_key
+    ):
         return wished
     return wished.model_copy(update={"sequence": sequence + 1})
 

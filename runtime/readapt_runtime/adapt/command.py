@@ -6,9 +6,24 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
+
+from readapt_api.bounds import (
+    BATCH_SIZE,
+    CONFIDENCE,
+    LEARNING_RATE,
+    MAX_REGRESSION,
+    MAX_SAMPLES,
+    MAX_STEPS,
+    MIN_RETENTION,
+    TRIALS,
+    Range,
+)
+from readapt_api.contract import Decimal
+from readapt_runtime.out_folder import OUT_RULE
 
 
 class Policy(StrEnum):
@@ -19,29 +34,49 @@ class Policy(StrEnum):
     RELORA = "ReLoRA"
 
 
+def _decimal(says: str, bounds: Range) -> Any:
+    """An option whose value is a decimal within ``bounds``, written as in a resource."""
+    decimal = TypeAdapter[str](Annotated[Decimal, bounds])
+
+    def check(text: str) -> str:
+        try:
+            return decimal.validate_python(text)
+        except ValidationError:
+            raise typer.BadParameter(f"{text!r} is not a number {bounds}") from None
+
+    return typer.Option(metavar="X", help=says, callback=check)
+
+
+def _whole(says: str, bounds: Range) -> Any:
+    return typer.Option(metavar="N", help=says, min=bounds.least, max=bounds.most)
+
+
 def adapt(
     old_base: Annotated[Path, typer.Option(metavar="DIR", help="The base that the adapter was made for.")],
     new_base: Annotated[Path, typer.Option(metavar="DIR", help="The base that it should work on.")],
     adapter: Annotated[Path, typer.Option(metavar="DIR", help="PEFT LoRA adapter.")],
     train: Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines with prompt and completion.")],
     validation: Annotated[Path, typer.Option(metavar="FILE", help="For the search and for early stopping.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets the adapter that passed, and evidence.json.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help=f"Gets the adapter that passed, and evidence.json. {OUT_RULE}")
+    ],
     test: Annotated[
         Path | None, typer.Option(metavar="FILE", help="For the gate alone. Default: half of validation.")
     ] = None,
     policy: Annotated[Policy, typer.Option(help="Which ways to try.")] = Policy.AUTO,
-    min_retention: Annotated[float, typer.Option(help="Share of Copy's retention to keep.", min=0, max=1)] = 0.9,
-    max_regression: Annotated[float, typer.Option(help="Accuracy that may be lost; 0.03 are 3 points.")] = 0.03,
-    max_samples: Annotated[int, typer.Option(help="Most examples that the gate looks at.", min=1)] = 3000,
-    trials: Annotated[int, typer.Option(help="Points of the search.", min=4, max=64)] = 8,
-    max_steps: Annotated[int, typer.Option(help="Most steps of tuning.", min=1)] = 300,
-    learning_rate: Annotated[float, typer.Option(help="Of tuning.")] = 2e-4,
-    batch_size: Annotated[int, typer.Option(help="Examples of one step of tuning.", min=1)] = 8,
-    confidence: Annotated[float, typer.Option(help="Of the gate.", min=0.5, max=0.9999)] = 0.95,
+    min_retention: Annotated[str, _decimal("Share of Copy's retention to keep.", MIN_RETENTION)] = "0.9",
+    max_regression: Annotated[str, _decimal("Accuracy that may be lost; 0.03 are 3 points.", MAX_REGRESSION)] = "0.03",
+    max_samples: Annotated[int, _whole("Most examples that the gate looks at.", MAX_SAMPLES)] = 3000,
+    trials: Annotated[int, _whole("Points of the search.", TRIALS)] = 8,
+    max_steps: Annotated[int, _whole("Most steps of tuning.", MAX_STEPS)] = 300,
+    learning_rate: Annotated[str, _decimal("Of tuning.", LEARNING_RATE)] = "2e-4",
+    batch_size: Annotated[int, _whole("Examples of one step of tuning.", BATCH_SIZE)] = 8,
+    confidence: Annotated[str, _decimal("Of the gate.", CONFIDENCE)] = "0.95",
 ) -> None:
     """Carry a LoRA adapter from one version of its base to another, and prove that it is as good as before.
 
-    Prints one JSON object; `passed` says whether a variant passed the gate, its adapter is then in --out.
+    Prints one JSON object; `passed` says whether a variant passed the gate, its adapter is then in --out. When none
+    passed, --out holds evidence.json alone.
 
     Example:
 
@@ -55,12 +90,12 @@ def adapt(
         Folders(old_base, new_base, adapter, train, validation, test, out),
         AdaptationSettings(
             policy=policy.value,
-            min_retention=f"{min_retention:g}",
+            min_retention=min_retention,
             trials=trials,
             max_steps=max_steps,
-            learning_rate=f"{learning_rate:g}",
+            learning_rate=learning_rate,
             batch_size=batch_size,
         ),
-        GateSettings(max_regression=f"{max_regression:g}", confidence=f"{confidence:g}", max_samples=max_samples),
+        GateSettings(max_regression=max_regression, confidence=confidence, max_samples=max_samples),
     )
     sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")

@@ -21,6 +21,7 @@ from readapt_runtime.adapt.evidence import circumstances
 from readapt_runtime.adapt.repair import Item, Move, Repaired, repair, seed_of
 from readapt_runtime.drift import measure, read_drift
 from readapt_runtime.lora_format import linear_shapes, read_adapter, write_adapter
+from readapt_runtime.out_folder import make_out
 from readapt_runtime.progress import ConsoleLog
 from readapt_runtime.safe_tensors import read_json_object
 from readapt_runtime.store import Store
@@ -42,8 +43,9 @@ class Folders:
 
 
 def adapt_folders(folders: Folders, adaptation: AdaptationSettings, gate: GateSettings) -> dict[str, object]:
-    """Climbs the ladder and returns what to print. Raises the Terminal errors of the inputs."""
+    """Climbs the ladder and returns what to print. Raises BadOut and the Terminal errors of the inputs."""
     begin = time.monotonic()
+    make_out(folders.out)
     fix_threads()
     with ConsoleLog() as log, tempfile.TemporaryDirectory(prefix="readapt-") as scratch:
         drift = Path(scratch) / "drift"
@@ -99,7 +101,6 @@ def _item(folders: Folders, request: AdaptRequest) -> Item:
 
 
 def _write(folders: Folders, request: AdaptRequest, repaired: Repaired, facts: dict[str, object]) -> None:
-    folders.out.mkdir(parents=True, exist_ok=True)
     if repaired.adapter is not None:
         write_adapter(folders.out, repaired.adapter, request.new_base)
     document = {"request": request.to_wire(), **facts, **repaired.evidence}

@@ -70,8 +70,3 @@ def read_drift(folder: Path) -> Mapping[str, LowRank]:
             if len(shapes) != 2 or any(len(s) != 2 for s in shapes) or shapes[0][1] != shapes[1][0]:
                 raise BadWeights(f"{DRIFT_WEIGHTS}: {name}: not a pair of factors")
         return {name: LowRank(file.read(f"{name}.left"), file.read(f"{name}.right")) for name in names}
-
-
-def read_report(folder: Path) -> DriftReport:
-    """The norms beside the factors."""
-    return DriftReport.model_validate_json((folder / DRIFT_REPORT).read_bytes())

@@ -6,14 +6,19 @@ from pathlib import Path
 
 from readapt_runtime.extract.extraction import extract
 from readapt_runtime.extract.ranks import RankPolicy
+from readapt_runtime.out_folder import make_out
 from readapt_runtime.progress import ConsoleLog
 
 
 def run(
     base: Path, finetuned: Path, out: Path, rank: int | None, energy: float | None, max_rank: int
 ) -> dict[str, object]:
-    """Extracts an adapter into ``out`` and returns what to print. Raises BadPolicy unless one of rank and energy."""
+    """Extracts an adapter into ``out`` and returns what to print.
+
+    Raises BadPolicy unless one of rank and energy, BadOut, and what ``extract`` raises.
+    """
     policy = RankPolicy(fixed=rank, energy=energy, max_rank=max_rank)
+    make_out(out)
     with ConsoleLog() as log:
         found = extract(base, finetuned, out, policy, log)
     report = found.report

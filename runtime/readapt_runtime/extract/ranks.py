@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from readapt_api.bounds import ENERGY, RANK
 from readapt_api.errors import Terminal
 
 SERVING_RANKS = (8, 16, 32, 64)
@@ -32,10 +33,10 @@ class RankPolicy:
     def __post_init__(self) -> None:
         if (self.fixed is None) == (self.energy is None):
             raise BadPolicy("give exactly one of a fixed rank and an energy")
-        if self.max_rank < 1 or (self.fixed is not None and not 1 <= self.fixed <= self.max_rank):
-            raise BadPolicy(f"rank {self.fixed} is not within 1 and the maximum rank {self.max_rank}")
-        if self.energy is not None and not 0 < self.energy <= 1:
-            raise BadPolicy(f"energy {self.energy} is not within 0 (excluded) and 1")
+        if self.max_rank not in RANK or (self.fixed is not None and not 1 <= self.fixed <= self.max_rank):
+            raise BadPolicy(f"rank {self.fixed} is not within 1 and the maximum rank {self.max_rank} (≤ {RANK.most})")
+        if self.energy is not None and self.energy not in ENERGY:
+            raise BadPolicy(f"energy {self.energy} is not {ENERGY}")
 
     @property
     def computed(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import jwt
 from readapt_api.errors import Terminal
 from readapt_api.serving import TOKEN_ALGORITHM, TOKEN_AUDIENCE
 
+log = logging.getLogger(__name__)
 MAX_LIFETIME_S = 600
 LEEWAY_S = 30
 """For clocks of two machines that differ."""
@@ -26,10 +28,11 @@ class BadToken(Exception):
 
 
 class TokenCheck:
-    """Verifies tokens for one base model."""
+    """Verifies tokens for one base model with the key in a file; raises BadPublicKey when it holds none at first."""
 
-    def __init__(self, public_key: Any, base: str, clock: Callable[[], float] = time.time) -> None:
-        self._key = public_key
+    def __init__(self, key_file: Path, base: str, clock: Callable[[], float] = time.time) -> None:
+        self._key_file = key_file
+        self._key = read_public_key(key_file)
         self._base = base
         self._clock = clock
 
@@ -41,7 +44,7 @@ class TokenCheck:
         try:
             claims = jwt.decode(
                 token.strip(),
-                self._key,
+                self._trusted(),
                 algorithms=[TOKEN_ALGORITHM],
                 audience=TOKEN_AUDIENCE,
                 subject=self._base,
@@ -54,6 +57,17 @@ class TokenCheck:
             raise BadToken("the token has expired")
         if ends > now + MAX_LIFETIME_S + LEEWAY_S:
             raise BadToken(f"the token is valid for more than {MAX_LIFETIME_S} seconds")
+
+    def _trusted(self) -> Any:
+        """The key as the file has it now: an operator that was installed anew has another, and its ConfigMap follows.
+
+        A file that is gone or broken changes nothing.
+        """
+        try:
+            self._key = read_public_key(self._key_file)
+        except BadPublicKey as error:
+            log.warning("the last key that could be read stands", extra={"fault": str(error)})
+        return self._key
 
 
 def read_public_key(path: Path) -> Any:

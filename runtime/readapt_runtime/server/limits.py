@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from readapt_api.errors import Terminal
+from readapt_api.memory import memory_bytes
 
 
 class BadLimits(Terminal):
@@ -60,15 +61,9 @@ class Limits:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-_SUFFIXES = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
-
-
 def parse_memory(text: str) -> int:
-    """Bytes of a Kubernetes quantity: a whole number with no suffix, Ki, Mi, Gi or Ti."""
-    number, shift = text, 0
-    for suffix, bits in _SUFFIXES.items():
-        if text.endswith(suffix):
-            number, shift = text.removesuffix(suffix), bits
-    if not number.isascii() or not number.isdecimal() or int(number) == 0:
-        raise BadLimits(f"{text!r} is not an amount of memory such as 4Gi")
-    return int(number) << shift
+    """Bytes of an amount such as 4Gi, 1.5Gi or 4000M; raises BadLimits for what a resource may not say either."""
+    try:
+        return memory_bytes(text)
+    except ValueError as error:
+        raise BadLimits(str(error)) from None

@@ -16,7 +16,7 @@ from readapt_api.serving import DesiredSet
 from readapt_runtime.engine.thread import EngineThread
 from readapt_runtime.server.adapters import AdapterTable
 from readapt_runtime.server.admin import Admin
-from readapt_runtime.server.admin_tokens import TokenCheck, read_public_key
+from readapt_runtime.server.admin_tokens import TokenCheck
 from readapt_runtime.server.answering import Desk
 from readapt_runtime.server.app import admin_app, serving_app
 from readapt_runtime.server.desired_set import DesiredSetKeeper, ShardFolder
@@ -159,9 +159,7 @@ def _assemble(options: Options, machinery: Machinery) -> _Server:
     openai = OpenAI(options.served_name, machinery.tokens, desk, adapters, limits)
     app = serving_app(openai, engine, readiness, options.revision, _api_key(options))
     serving = Listener(app, _listen(options.host, options.port), limits)
-    check = (
-        TokenCheck(read_public_key(options.admin_public_key), options.served_name) if options.admin_public_key else None
-    )
+    check = TokenCheck(options.admin_public_key, options.served_name) if options.admin_public_key else None
     admin_host = options.host if check else LOOPBACK
     admin = Admin(
         options.revision, machinery.base_digest, keeper, adapters, desk, readiness, lambda: serving.connections, check

@@ -73,3 +73,19 @@ def test_malformed_lines_are_named(tmp_path: Path, line: str, message: str) -> N
     file.write_text(f'{{"prompt": "a", "completion": " b"}}\n{line}\n')
     with pytest.raises(BadData, match=message):
         read_examples(file)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "Grüße", "completion": "x"}'.encode("latin-1"), "train.jsonl line 2: not JSON in UTF-8"),
+        (b"[" * 100_000, "train.jsonl line 2: not JSON"),
+        (rb'{"prompt": "\ud800", "completion": "x"}', "train.jsonl line 2: holds half a surrogate pair"),
+    ],
+    ids=["Latin-1", "deeply nested", "half a surrogate pair"],
+)
+def test_lines_that_are_no_text_are_named(tmp_path: Path, line: bytes, message: str) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_bytes(b'{"prompt": "a", "completion": " b"}\r\n' + line + b"\n")
+    with pytest.raises(BadData, match=message):
+        read_examples(file)

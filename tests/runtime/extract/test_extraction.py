@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,7 +195,16 @@ def test_another_model_is_refused_by_the_name_of_what_differs(base: Path, edited
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"fixed": 8, "energy": 0.5}, {"fixed": 65}, {"fixed": 0}, {"energy": 0.0}, {"energy": 1.5}],
+    [
+        {},
+        {"fixed": 8, "energy": 0.5},
+        {"fixed": 65},
+        {"fixed": 0},
+        {"energy": 0.0},
+        {"energy": 1.5},
+        {"energy": math.nan},
+        {"fixed": 8, "max_rank": 513},
+    ],
     ids=str,
 )
 def test_a_policy_that_asks_for_nothing_possible_is_refused(options: dict[str, float]) -> None:

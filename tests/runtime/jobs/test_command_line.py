@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import pytest
 
 from readapt_api.digest import digest_path
 from readapt_runtime.cli import run
+from readapt_runtime.drift import command as drift_command
 from readapt_runtime.drift import read_drift
+from readapt_runtime.out_folder import make_out
 
 _HELP = """
 import sys
@@ -55,16 +58,114 @@ def test_drift_and_extract_print_one_object(sources: Path, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["digest", "/no/such/folder"],
-        ["drift", "--from", "/no", "--to", "/no", "--out", "/no"],
-        ["extract", "--base", "/no", "--finetuned", "/no", "--out", "/tmp/no", "--rank", "8", "--energy", "0.5"],
+        ["digest", "no/such/folder"],
+        ["digest", "/proc/self/mem"],
+        ["drift", "--from", "no", "--to", "no", "--out", "out"],
+        ["extract", "--base", "no", "--finetuned", "no", "--out", "out", "--rank", "8", "--energy", "0.5"],
         ["extract", "--bse", "x"],
         ["sing"],
     ],
-    ids=["missing folder", "missing base", "two ranks", "unknown option", "unknown command"],
+    ids=["missing folder", "unreadable file", "missing base", "two ranks", "unknown option", "unknown command"],
 )
-def test_bad_input_is_said_and_has_its_exit_code(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_said_and_has_its_exit_code(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert run(arguments) == 64
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err
+
+
+MOVE = ["--old-base", "no", "--new-base", "no", "--adapter", "no", "--train", "no", "--validation", "no"]
+COMMANDS = {
+    "drift": ["drift", "--from", "no", "--to", "no"],
+    "extract": ["extract", "--base", "no", "--finetuned", "no", "--rank", "8"],
+    "adapt": ["adapt", *MOVE],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("file", "there is a file of that name"),
+        ("file/out", "cannot be written: Not a directory"),
+        ("/proc/out", "cannot be written: No such file or directory"),
+        ("earlier", "not empty, adapter_config.json is there"),
+    ],
+    ids=["a file", "below a file", "not writable", "an earlier result"],
+)
+def test_out_is_judged_before_anything_is_read(
+    command: list[str],
+    out: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "adapter_config.json").write_text("mine")
+
+    assert run([*command, "--out", out]) == 64
+    assert f"BadOut: --out {out}: {message}" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == (tmp_path / "earlier" / "adapter_config.json").read_text() == "mine"
+
+
+def test_a_new_or_empty_folder_can_be_written(tmp_path: Path) -> None:
+    for out in (tmp_path / "new" / "deep", tmp_path / "empty"):
+        make_out(out)
+        (out / ".DS_Store").write_text("x")
+        make_out(out)
+        assert [path.name for path in out.iterdir()] == [".DS_Store"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--learning-rate", "-0.1", "above 0 and at most 1"),
+        ("--learning-rate", "0", "above 0 and at most 1"),
+        ("--learning-rate", "nan", "above 0 and at most 1"),
+        ("--max-regression", "3", "above 0 and below 1 (a share: 0.03 are 3 points)"),
+        ("--max-regression", "0.99999999999999999", "above 0 and below 1"),
+        ("--min-retention", "1.5", "at least 0 and at most 1"),
+        ("--confidence", "0.5", "above 0.5 and at most 0.9999"),
+        ("--trials", "3", "4"),
+        ("--max-samples", "9", "10"),
+        ("--batch-size", "1025", "1024"),
+    ],
+)
+def test_settings_out_of_bounds_are_said(
+    option: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*COMMANDS["adapt"], "--out", str(tmp_path / "out"), option, value]) == 64
+    # rich draws a box around it and breaks its lines.
+    said = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert f"Invalid value for '{option}'" in said
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(errno.EACCES, "Permission denied", "x"), OSError("two\nlines"), "\udcff"],
+    ids=["permission", "of a library", "name that is not UTF-8"],
+)
+def test_what_files_bring_up_is_one_line(
+    error: OSError | str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> dict[str, object]:
+        raise error if isinstance(error, OSError) else UnicodeEncodeError("utf-8", error, 0, 1, "no surrogates")
+
+    monkeypatch.setattr(drift_command, "run", fail)
+    assert run([*COMMANDS["drift"], "--out", "out"]) == 64
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n"), said.err.startswith("readapt: ")) == ("", 1, True)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift_command, "run", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        run([*COMMANDS["drift"], "--out", "out"])

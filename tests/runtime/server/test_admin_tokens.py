@@ -24,11 +24,20 @@ def _token(key: Any = KEY, algorithm: str = "EdDSA", **changes: object) -> str:
     return jwt.encode({k: v for k, v in claims.items() if v is not None}, key, algorithm)
 
 
+def _pem(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
 @pytest.fixture
-def check(tmp_path: Path) -> TokenCheck:
+def key_file(tmp_path: Path) -> Path:
     path = tmp_path / "key.pem"
-    path.write_bytes(KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    return TokenCheck(read_public_key(path), "smollm2", clock=lambda: NOW)
+    path.write_bytes(_pem(KEY))
+    return path
+
+
+@pytest.fixture
+def check(key_file: Path) -> TokenCheck:
+    return TokenCheck(key_file, "smollm2", clock=lambda: NOW)
 
 
 def test_a_token_of_the_operator_is_let_in(check: TokenCheck) -> None:
@@ -58,6 +67,23 @@ REFUSED = {
 def test_everything_else_is_refused(check: TokenCheck, authorization: str) -> None:
     with pytest.raises(BadToken):
         check.check(authorization)
+
+
+def test_another_key_in_the_file_is_the_one_that_counts(check: TokenCheck, key_file: Path) -> None:
+    new = Ed25519PrivateKey.generate()
+    key_file.write_bytes(_pem(new))
+    check.check(f"Bearer {_token(new)}")
+    with pytest.raises(BadToken):
+        check.check(f"Bearer {_token(KEY)}")
+
+
+def test_a_file_that_is_gone_or_broken_changes_nothing(check: TokenCheck, key_file: Path) -> None:
+    key_file.write_bytes(b"half a k")
+    check.check(f"Bearer {_token()}")
+    key_file.unlink()
+    check.check(f"Bearer {_token()}")
+    with pytest.raises(BadToken):
+        check.check(f"Bearer {_token(Ed25519PrivateKey.generate())}")
 
 
 def test_a_file_that_is_no_ed25519_public_key_is_refused(tmp_path: Path) -> None:

@@ -16,12 +16,29 @@ from readapt_testing.serving import serving
 from readapt_testing.tiny_engine import Tiny
 
 
-@pytest.mark.parametrize(("text", "size"), [("4Gi", 4 << 30), ("512Mi", 512 << 20), ("64Ki", 64 << 10), ("7", 7)])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4Gi", 4 << 30),
+        ("512Mi", 512 << 20),
+        ("64Ki", 64 << 10),
+        ("0.5Ti", 1 << 39),
+        ("7", 7),
+        ("4G", 4_000_000_000),
+        ("1.5Gi", 1_610_612_736),
+        ("4000M", 4_000_000_000),
+        ("3k", 3000),
+        ("2T", 2_000_000_000_000),
+        ("0.0001Ki", 1),
+    ],
+)
 def test_memory_is_a_kubernetes_quantity(text: str, size: int) -> None:
     assert parse_memory(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "4G", "-1Gi", "1.5Gi", "Gi", "0", "٣"])
+@pytest.mark.parametrize(
+    "text", ["", "-1Gi", "Gi", "0", "0.0Gi", "500m", "1e3", "4g", "4GiB", "1.Gi", " 4Gi", "4Gi\n", "٣"]
+)
 def test_other_amounts_of_memory_are_refused(text: str) -> None:
     with pytest.raises(BadLimits):
         parse_memory(text)

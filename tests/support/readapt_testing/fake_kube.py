@@ -118,6 +118,8 @@ class FakeKube:
         for part in parts:
             if part in body and part != "metadata":
                 stored[part] = _merged(stored.get(part), body[part])
+        if "metadata" in parts and (marks := body["metadata"].get("annotations")):
+            stored["metadata"]["annotations"] = _merged(stored["metadata"].get("annotations"), marks)
         if stored == before:
             return stored
         if stored.get("spec") != before.get("spec"):
