@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from readapt_cluster import node
-from readapt_demo import stage
+from readapt_cluster.waiting import until
+from readapt_demo import manifests, stage
 from readapt_demo.cast import Cast, Role
 from readapt_demo.kubectl import Kubectl
 from readapt_demo.upgrade import Show
@@ -83,10 +85,20 @@ def test_copy_fails_the_gate_and_relora_passes_it(report: dict[str, Any]) -> Non
         assert row["origin"] == "ReLoRA", json.dumps(row)
         assert row["score_copy"] <= row["score_before"] - 0.04, json.dumps(row)
         assert row["score_after"] >= row["score_before"] - 0.04, json.dumps(row)
+        assert row["retention"] is not None, json.dumps(row)
 
 
 def test_rolling_back_starts_no_job(report: dict[str, Any]) -> None:
     assert report["rollback_jobs"] == 0
+
+
+@pytest.mark.usefixtures("report")
+def test_a_claim_that_does_not_exist_is_told_at_once(stage_is_set: tuple[Cast, Kubectl, Path]) -> None:
+    cast, kube, _ = stage_is_set
+    lost = replace(cast.roles[0], name="lost")
+    kube.apply(manifests.lora_adapter(cast, lost).replace(f"{manifests.SOURCES_CLAIM}/lost/weights", "nowhere/weights"))
+    assert until(lambda: 'persistentvolumeclaim "nowhere" not found' in kube("get", "rla", "lost", "-o", "yaml"), 60)
+    kube("delete", "rla", "lost")
 
 
 def test_uninstalling_keeps_the_resources_and_what_is_served(stage_is_set: tuple[Cast, Kubectl, Path]) -> None:

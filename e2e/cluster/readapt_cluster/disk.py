@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from readapt_cluster.errors import Refused
+from readapt_cluster.places import cache
 
 
 def free_mb(path: Path) -> int:
@@ -19,8 +20,8 @@ def require(path: Path, needed_mb: int, purpose: str) -> None:
     free = free_mb(path)
     if free < needed_mb:
         raise Refused(
-            f"Too little disk for {purpose}: {needed_mb} MB needed at {path}, {free} MB free. "
-            "Free some space, or set READAPT_CACHE to a folder on a larger disk for binaries."
+            f"Too little disk for {purpose}: {needed_mb} MB needed at {path}, {free} MB free. Free some space"
+            + (", or set READAPT_CACHE to a folder on a larger disk." if path.is_relative_to(cache()) else ".")
         )
 
 
