@@ -99,7 +99,7 @@ def test_a_drift_with_half_a_pair_is_refused(base: Path, edited: Make, low_rank_
 def test_norms_keep_the_digits_that_float32_sums_lose(shape: tuple[int, ...]) -> None:
     tensor = torch.full(shape, 0.1, dtype=torch.float32)
     expected = float(tensor.double().square().sum().sqrt())
-    assert frobenius(tensor) == pytest.approx(expected, rel=1e-14)
+    assert frobenius(tensor) == pytest.approx(expected, rel=1e-12)  # the order of additions may differ
 
 
 _PEAK = """
