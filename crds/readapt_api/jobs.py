@@ -14,19 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from readapt_api import bounds
 from readapt_api.artifacts import Architecture, Origin
-from readapt_api.bounds import (
-    BatchSize,
-    Confidence,
-    Energy,
-    LearningRate,
-    LoraRank,
-    MaxRegression,
-    MaxSamples,
-    MaxSteps,
-    MinRetention,
-    Trials,
-)
 from readapt_api.contract import Contract, Digest
 from readapt_api.digest import digest_of
 
@@ -78,7 +67,7 @@ class FetchRequest(Contract):
     sources: tuple[FetchSource, ...] = Field(min_length=1, max_length=3)
     base: Digest | None = None
     """Adapter and Checkpoint: the base version whose shapes it must fit."""
-    max_rank: LoraRank = 64
+    max_rank: bounds.LoraRank = 64
     """Adapter: larger ranks are refused."""
     prompt_field: str = "prompt"
     """Data: the stored examples have the keys ``prompt`` and ``completion`` whatever the source calls them."""
@@ -106,9 +95,9 @@ class GateSettings(Contract):
     """See ``LoRAAdapter.spec.gate``."""
 
     metric: Literal["Accuracy"] = "Accuracy"
-    max_regression: MaxRegression = "0.03"
-    confidence: Confidence = "0.95"
-    max_samples: MaxSamples = 3000
+    max_regression: bounds.MaxRegression = "0.03"
+    confidence: bounds.Confidence = "0.95"
+    max_samples: bounds.MaxSamples = 3000
 
 
 class ExtractRequest(Contract):
@@ -119,10 +108,10 @@ class ExtractRequest(Contract):
     """The adapter's served name, for messages."""
     base: Digest
     checkpoint: Digest
-    fixed_rank: LoraRank | None = None
-    energy: Energy | None = None
+    fixed_rank: bounds.LoraRank | None = None
+    energy: bounds.Energy | None = None
     """Exactly one of fixed_rank and energy."""
-    max_rank: LoraRank = 64
+    max_rank: bounds.LoraRank = 64
     target_modules: tuple[str, ...] = ()
     """Suffixes of module names (``q_proj``); empty: all linear modules of the decoder layers."""
     data: Digest | None = None
@@ -137,11 +126,11 @@ class AdaptationSettings(Contract):
     """See ``LoRAAdapter.spec.adaptation``."""
 
     policy: Literal["Auto", "Copy", "ReLoRA"] = "Auto"
-    min_retention: MinRetention = "0.9"
-    trials: Trials = 8
-    max_steps: MaxSteps = 300
-    learning_rate: LearningRate = "2e-4"
-    batch_size: BatchSize = 8
+    min_retention: bounds.MinRetention = "0.9"
+    trials: bounds.Trials = 8
+    max_steps: bounds.MaxSteps = 300
+    learning_rate: bounds.LearningRate = "2e-4"
+    batch_size: bounds.BatchSize = 8
 
 
 class AdaptItem(Contract):

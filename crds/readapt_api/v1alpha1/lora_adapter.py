@@ -7,20 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from readapt_api import bounds
 from readapt_api.artifacts import Origin
-from readapt_api.bounds import (
-    BatchSize,
-    Confidence,
-    Energy,
-    LearningRate,
-    LoraRank,
-    MaxRegression,
-    MaxSamples,
-    MaxSteps,
-    MinRetention,
-    Trials,
-    cel,
-)
 from readapt_api.conditions import Condition
 from readapt_api.contract import Contract, Digest, Name
 from readapt_api.v1alpha1.shared import NAME_RULE, BaseModelRef, ObjectMeta, Source, map_list
@@ -49,10 +37,12 @@ class Rank(Contract):
     """How many ranks an extracted adapter gets."""
 
     model_config = ConfigDict(
-        json_schema_extra=cel(("has(self.fixed) != has(self.energy)", "exactly one of fixed and energy must be set"))
+        json_schema_extra=bounds.cel(
+            ("has(self.fixed) != has(self.energy)", "exactly one of fixed and energy must be set")
+        )
     )
-    fixed: LoraRank | None = None
-    energy: Energy | None = Field(
+    fixed: bounds.LoraRank | None = None
+    energy: bounds.Energy | None = Field(
         default=None, description="Share of the squared norm of the weight difference to keep, above 0 and at most 1."
     )
 
@@ -62,7 +52,7 @@ class CheckpointSource(Source):
 
     base_version: Name
     rank: Rank = Rank(energy="0.95")
-    max_rank: LoraRank = 64
+    max_rank: bounds.LoraRank = 64
     target_modules: tuple[Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_]+$")], ...] = Field(
         default=(),
         max_length=16,
@@ -75,7 +65,7 @@ class AdapterOrCheckpoint(Contract):
     """Exactly one of the two."""
 
     model_config = ConfigDict(
-        json_schema_extra=cel(
+        json_schema_extra=bounds.cel(
             ("has(self.adapter) != has(self.checkpoint)", "exactly one of adapter and checkpoint must be set"),
             ("has(self.adapter) == has(oldSelf.adapter)", "the kind of source is immutable"),
         )
@@ -97,20 +87,20 @@ class Data(Contract):
 
 
 class Search(Contract):
-    trials: Trials = 8
+    trials: bounds.Trials = 8
 
 
 class Tuning(Contract):
-    max_steps: MaxSteps = 300
-    learning_rate: LearningRate = "2e-4"
-    batch_size: BatchSize = 8
+    max_steps: bounds.MaxSteps = 300
+    learning_rate: bounds.LearningRate = "2e-4"
+    batch_size: bounds.BatchSize = 8
 
 
 class Adaptation(Contract):
     """How the adapter is carried to another version."""
 
     policy: Policy = Policy.AUTO
-    min_retention: MinRetention = Field(
+    min_retention: bounds.MinRetention = Field(
         default="0.9",
         description="Share of Copy's retention of the new base's behaviour that a repaired variant must keep.",
     )
@@ -122,19 +112,19 @@ class Gate(Contract):
     """The test that a variant must pass before anyone is served by it."""
 
     metric: Metric = Metric.ACCURACY
-    max_regression: MaxRegression = Field(
+    max_regression: bounds.MaxRegression = Field(
         default="0.03",
         description="Loss against the reference that is acceptable, in the metric's unit (0.03 is 3 points).",
     )
-    confidence: Confidence = "0.95"
-    max_samples: MaxSamples = 3000
+    confidence: bounds.Confidence = "0.95"
+    max_samples: bounds.MaxSamples = 3000
 
 
 class LoRAAdapterSpec(Contract):
     """What is wished for."""
 
     model_config = ConfigDict(
-        json_schema_extra=cel(
+        json_schema_extra=bounds.cel(
             (
                 "has(self.servedName) == has(oldSelf.servedName)"
                 " && (!has(self.servedName) || self.servedName == oldSelf.servedName)",
@@ -142,7 +132,7 @@ class LoRAAdapterSpec(Contract):
             ),
         )
     )
-    base_model_ref: BaseModelRef = Field(json_schema_extra=cel(("self == oldSelf", "baseModelRef is immutable")))
+    base_model_ref: BaseModelRef = Field(json_schema_extra=bounds.cel(("self == oldSelf", "baseModelRef is immutable")))
     served_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")] | None = (
         Field(default=None, max_length=63, description="What clients send as `model`; otherwise metadata.name.")
     )
@@ -198,7 +188,7 @@ class LoRAAdapterStatus(Contract):
 class LoRAAdapterResource(Contract):
     """The object as the API server stores it."""
 
-    model_config = ConfigDict(extra="ignore", json_schema_extra=cel(NAME_RULE))
+    model_config = ConfigDict(extra="ignore", json_schema_extra=bounds.cel(NAME_RULE))
     api_version: Literal["readapt.dev/v1alpha1"] = "readapt.dev/v1alpha1"
     kind: Literal["LoRAAdapter"] = "LoRAAdapter"
     metadata: ObjectMeta

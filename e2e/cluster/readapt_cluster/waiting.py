@@ -3,14 +3,12 @@
 import time
 from collections.abc import Callable
 
-_POLL_S = 0.1
 
-
-def until(ready: Callable[[], bool], timeout_s: float) -> bool:
-    """Ask `ready` ten times a second until it says yes (True) or the time is over (False)."""
+def until(ready: Callable[[], bool], timeout_s: float, every_s: float = 0.1) -> bool:
+    """Ask `ready` every `every_s` seconds until it says yes (True) or the time is over (False)."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if ready():
             return True
-        time.sleep(_POLL_S)
+        time.sleep(every_s)
     return ready()

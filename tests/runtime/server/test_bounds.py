@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from readapt_cluster.waiting import until
 from readapt_testing.serving import Running
 
 MAX_BODY = 64 << 10
@@ -32,16 +33,6 @@ def _read_all(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return received
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Whether the condition became true in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def _still_serves(http: httpx.Client) -> bool:
@@ -110,9 +101,9 @@ def test_a_client_that_goes_away_frees_its_place(http: httpx.Client, server: Run
     head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n".encode()
     with _connect(server) as connection:
         connection.sendall(head + content)
-        assert eventually(lambda: _in_flight(server) == 4)
-    assert eventually(lambda: _in_flight(server) == 0, 3)
-    assert eventually(lambda: not server.machinery.engine.has_work, 3)
+        assert until(lambda: _in_flight(server) == 4, 20.0, 0.02)
+    assert until(lambda: _in_flight(server) == 0, 3.0, 0.02)
+    assert until(lambda: not server.machinery.engine.has_work, 3.0, 0.02)
     assert _still_serves(http)
 
 
@@ -124,5 +115,5 @@ def _in_flight(server: Running) -> int:
 @pytest.fixture(autouse=True)
 def engine_is_idle_afterwards(server: Running) -> Iterator[None]:
     yield
-    assert eventually(lambda: not server.machinery.engine.has_work)
+    assert until(lambda: not server.machinery.engine.has_work, 20.0, 0.02)
     server.machinery.engine.pool.check()

@@ -42,4 +42,6 @@ def test_an_engine_that_dies_answers_with_an_error_and_ends_the_process(
             except httpx.TransportError:
                 break
             time.sleep(0.01)
+        else:
+            pytest.fail("the server still answers 20 s after its engine died")
     assert server.exit_code == EXIT_BUG

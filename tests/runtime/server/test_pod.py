@@ -20,6 +20,7 @@ from readapt_api.artifacts import ArtifactKind, Probe
 from readapt_api.contract import Digest
 from readapt_api.digest import digest_of
 from readapt_api.serving import TOKEN_AUDIENCE, DesiredAdapter, DesiredSet, PodState
+from readapt_cluster.waiting import until
 from readapt_runtime.lora_format import LoraAdapter, LoraModule, read_adapter, write_adapter
 from readapt_runtime.probe import candidate_prompts, record
 from readapt_runtime.server.limits import Limits
@@ -68,13 +69,9 @@ class Operator:
 
     def settled(self) -> dict[str, tuple[str, str]]:
         """name -> (state, reason) once nothing is pending or being verified."""
-        end = time.monotonic() + 30
-        while time.monotonic() < end:
-            adapters = self.state().adapters
-            if all(a.state in ("Verified", "Failed") for a in adapters):
-                return {a.name: (a.state, a.reason) for a in adapters}
-            time.sleep(0.02)
-        raise AssertionError(f"not settled: {self.state()}")
+        decided = ("Verified", "Failed")
+        assert until(lambda: all(a.state in decided for a in self.state().adapters), 30.0, 0.02), self.state()
+        return {a.name: (a.state, a.reason) for a in self.state().adapters}
 
 
 def _probe(tiny: Tiny, name: str) -> Probe:
@@ -227,9 +224,7 @@ def test_the_watched_folder_is_applied_while_serving(pod: Pod, operator: Operato
     assert pod.options.set_dir is not None
     wanted = pod.desired(disk="r8")
     write_shards(pod.options.set_dir, wanted)
-    end = time.monotonic() + 20
-    while operator.state().sequence != wanted.sequence and time.monotonic() < end:
-        time.sleep(0.05)
+    assert until(lambda: operator.state().sequence == wanted.sequence, 20.0, 0.05)
     assert _ask(http, "disk").status_code == 200
 
 
