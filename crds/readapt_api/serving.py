@@ -28,7 +28,12 @@ HEADER_ADAPTER = "x-readapt-adapter"
 """On every answer of an adapter: ``name@digest`` of the variant that computed it."""
 TOKEN_AUDIENCE = "readapt-admin"
 TOKEN_ALGORITHM = "EdDSA"
-"""Admin tokens are JWTs signed with Ed25519: aud = TOKEN_AUDIENCE, sub = base name, exp within minutes."""
+"""Admin tokens are JWTs signed with Ed25519: aud = TOKEN_AUDIENCE, sub = token_subject, exp within minutes."""
+
+
+def token_subject(namespace: str, base: str) -> str:
+    """Whom an admin token is for: the pods of one BaseModel, and not those of its namesake in another namespace."""
+    return f"{namespace}/{base}"
 
 
 class DesiredAdapter(Contract):

@@ -61,10 +61,10 @@ async def _carry_out(key: Key, action: Action, kube: Kube, pods: PodAdmin) -> No
             log.info("%s: deleting %s: %s", key, _label(body), why)
             await kube.delete(body)
         case Push(targets, desired):
-            await pods.push(key.base, [p.ip for p in targets if p.ip], desired)
+            await pods.push(key, [p.ip for p in targets if p.ip], desired)
         case Drain(targets):
             log.info("%s: draining %s", key, ", ".join(p.name for p in targets))
-            await pods.drain(key.base, [p.ip for p in targets if p.ip])
+            await pods.drain(key, [p.ip for p in targets if p.ip])
         case _:
             assert_never(action)
 

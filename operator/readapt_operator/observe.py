@@ -106,7 +106,7 @@ class Observer:
         return self._timed(replace(seen, pods=await self._ask_pods(seen, live, memory)), memory)
 
     async def _ask_pods(self, seen: Observed, live: list[PodView], memory: Memory) -> tuple[PodView, ...]:
-        states = await self.pods.states(seen.key.base, [p.ip for p in live if p.ip])
+        states = await self.pods.states(seen.key, [p.ip for p in live if p.ip])
         views = []
         for pod in live:
             told = states.get(pod.ip)

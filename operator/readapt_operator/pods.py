@@ -11,6 +11,7 @@ import httpx
 from pydantic import ValidationError
 
 from readapt_api.serving import DesiredSet, PodState
+from readapt_operator.queue import Key
 from readapt_operator.signing import Signer
 
 log = logging.getLogger(__name__)
@@ -20,13 +21,13 @@ _AT_ONCE = 32
 class PodAdmin(Protocol):
     """A pod that does not answer is no error: it is asked again in the next pass."""
 
-    async def states(self, base: str, ips: Iterable[str]) -> dict[str, PodState]:
+    async def states(self, base: Key, ips: Iterable[str]) -> dict[str, PodState]:
         """ip -> state of the pods that answered."""
 
-    async def push(self, base: str, ips: Iterable[str], desired: DesiredSet) -> None:
+    async def push(self, base: Key, ips: Iterable[str], desired: DesiredSet) -> None:
         """POST /v1/desired."""
 
-    async def drain(self, base: str, ips: Iterable[str]) -> None:
+    async def drain(self, base: Key, ips: Iterable[str]) -> None:
         """POST /v1/drain."""
 
 
@@ -43,21 +44,21 @@ class PodClient:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def states(self, base: str, ips: Iterable[str]) -> dict[str, PodState]:
+    async def states(self, base: Key, ips: Iterable[str]) -> dict[str, PodState]:
         asked = list(dict.fromkeys(ips))
         answers = await asyncio.gather(*(self._ask("GET", base, ip, "/v1/state") for ip in asked))
         states = {ip: _state(ip, body) for ip, body in zip(asked, answers, strict=True) if body is not None}
         return {ip: state for ip, state in states.items() if state is not None}
 
-    async def push(self, base: str, ips: Iterable[str], desired: DesiredSet) -> None:
+    async def push(self, base: Key, ips: Iterable[str], desired: DesiredSet) -> None:
         body = desired.to_wire()
         await asyncio.gather(*(self._ask("POST", base, ip, "/v1/desired", body) for ip in ips))
 
-    async def drain(self, base: str, ips: Iterable[str]) -> None:
+    async def drain(self, base: Key, ips: Iterable[str]) -> None:
         await asyncio.gather(*(self._ask("POST", base, ip, "/v1/drain") for ip in ips))
 
     async def _ask(
-        self, method: str, base: str, ip: str, path: str, body: dict[str, object] | None = None
+        self, method: str, base: Key, ip: str, path: str, body: dict[str, object] | None = None
     ) -> bytes | None:
         host = f"[{ip}]" if ":" in ip else ip
         headers = {"Authorization": f"Bearer {self._signer.token(base)}"}

@@ -11,10 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from readapt_api import labels
 from readapt_api.errors import Terminal
-from readapt_api.serving import TOKEN_ALGORITHM, TOKEN_AUDIENCE
+from readapt_api.serving import TOKEN_ALGORITHM, TOKEN_AUDIENCE, token_subject
 from readapt_operator.kube.errors import AlreadyExists
 from readapt_operator.kube.port import Kube
 from readapt_operator.kube.resources import SECRETS, Doc
+from readapt_operator.queue import Key
 
 SECRET_NAME = "readapt-operator-signing"  # the name of the Secret, not its content
 KEY_FILE = "ed25519.pem"
@@ -36,9 +37,13 @@ class Signer:
             .decode()
         )
 
-    def token(self, base: str) -> str:
+    def token(self, base: Key) -> str:
         """A token for the pods of one base, good for a minute."""
-        claims = {"aud": TOKEN_AUDIENCE, "sub": base, "exp": datetime.now(UTC) + _LIFETIME}
+        claims = {
+            "aud": TOKEN_AUDIENCE,
+            "sub": token_subject(base.namespace, base.base),
+            "exp": datetime.now(UTC) + _LIFETIME,
+        }
         return jwt.encode(claims, self._key, algorithm=TOKEN_ALGORITHM)
 
 

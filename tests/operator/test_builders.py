@@ -26,9 +26,9 @@ OTHER = "sha256:" + 64 * "2"
 OWNER = Owner("LoRAAdapter", "default", LONGEST, "uid-1")
 
 
-def base(**spec: Any) -> BaseModelResource:
+def base(namespace: str = "default", **spec: Any) -> BaseModelResource:
     body = base_model(**spec)
-    body["metadata"] |= {"name": LONGEST, "uid": "uid-base"}
+    body["metadata"] |= {"name": LONGEST, "namespace": namespace, "uid": "uid-base"}
     return BaseModelResource.model_validate(body)
 
 
@@ -168,6 +168,7 @@ def test_the_server_is_told_what_it_serves() -> None:
     told = dict(pair for i, pair in enumerate(pairwise(arguments)) if i % 2 == 0)
     assert told["--base"] == "/store/artifacts/" + 64 * "1"
     assert (told["--dtype"], told["--max-rank"], told["--revision"]) == ("float32", "16", "0123456789")
+    assert told["--admin-subject"] == f"default/{LONGEST}"
     assert told["--api-key-file"] == "/etc/readapt/api-key/api-key"
     shards = [v for v in template["spec"]["volumes"] if v["name"].startswith("set-")]
     assert len(shards) == 8
@@ -180,15 +181,16 @@ def test_the_service_selects_one_revision_and_never_the_administration_port() ->
     assert [(p["port"], p["targetPort"]) for p in spec["ports"]] == [(8080, 8080)]
 
 
-def test_a_revision_is_made_of_weights_settings_and_image_but_not_of_replicas() -> None:
+def test_a_revision_is_made_of_base_weights_settings_and_image_but_not_of_replicas() -> None:
     one = revision_of(base(), DIGEST, "image:1")
     assert revision_of(base(serving={"replicas": 7}), DIGEST, "image:1") == one
     others = {
         revision_of(base(), OTHER, "image:1"),
         revision_of(base(), DIGEST, "image:2"),
         revision_of(base(serving={"maxRank": 8}), DIGEST, "image:1"),
+        revision_of(base("elsewhere"), DIGEST, "image:1"),
     }
-    assert len(others | {one}) == 4
+    assert len(others | {one}) == 5
 
 
 def test_a_large_set_is_split_and_adds_up_again() -> None:

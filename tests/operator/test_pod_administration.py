@@ -16,9 +16,11 @@ import pytest
 
 from readapt_api.serving import DesiredSet, PodState
 from readapt_operator.pods import PodClient
+from readapt_operator.queue import Key
 from readapt_operator.signing import KEY_FILE, SECRET_NAME, BadSigningKey, Signer, load_signer
 from readapt_testing.fake_kube import FakeKube
 
+BASE = Key("team-a", "smollm2")
 STATE = PodState(
     revision="r",
     base="sha256:" + 64 * "0",
@@ -94,20 +96,20 @@ def ask(signer: Signer, pods: list[Pod], *calls: Any) -> list[Any]:
 def test_states_of_the_pods_that_answer(signer: Signer, pods: list[Pod]) -> None:
     pods[1].answer = (500, b"")
     ips = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
-    (states,) = ask(signer, pods, lambda c: c.states("base", ips))
+    (states,) = ask(signer, pods, lambda c: c.states(BASE, ips))
     assert states == {"127.0.0.1": STATE}
 
 
 def test_a_state_that_cannot_be_read_is_none(signer: Signer, pods: list[Pod]) -> None:
     pods[0].answer = (200, b'{"revision": 1}')
-    (states,) = ask(signer, pods, lambda c: c.states("base", ["127.0.0.1"]))
+    (states,) = ask(signer, pods, lambda c: c.states(BASE, ["127.0.0.1"]))
     assert states == {}
 
 
 def test_tokens_are_short_lived_for_one_base_and_checked_with_the_public_key(signer: Signer, pods: list[Pod]) -> None:
     desired = DesiredSet(sequence=4, revision="r", base=STATE.base)
     ips = ["127.0.0.1", "127.0.0.2"]
-    ask(signer, pods, lambda c: c.push("smollm2", ips, desired), lambda c: c.drain("smollm2", ips))
+    ask(signer, pods, lambda c: c.push(BASE, ips, desired), lambda c: c.drain(BASE, ips))
     for pod in pods:
         assert [(what, body) for what, _, body in pod.asked] == [
             ("POST /v1/desired", desired.to_wire()),
@@ -115,7 +117,7 @@ def test_tokens_are_short_lived_for_one_base_and_checked_with_the_public_key(sig
         ]
         for _, token, _ in pod.asked:
             claims = jwt.decode(token, signer.public_pem, algorithms=["EdDSA"], audience="readapt-admin")
-            assert claims["sub"] == "smollm2"
+            assert claims["sub"] == "team-a/smollm2"
             header = jwt.get_unverified_header(token)
             assert header["alg"] == "EdDSA"
     with pytest.raises(jwt.InvalidAudienceError):

@@ -99,7 +99,6 @@ SHIFTS = Task(
         "Shift: {b}, call the {a}\nTag:",
     ),
 )
-TASKS = {task.name: task for task in (PARCELS, SHIFTS)}
 
 
 def generate(task: Task, train: int, validation: int, test: int, seed: int = 0) -> dict[str, list[Example]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from readapt_api import labels
 from readapt_api.digest import hex_of
-from readapt_api.serving import ADMIN_PORT, MAX_SHARDS, SERVING_PORT
+from readapt_api.serving import ADMIN_PORT, MAX_SHARDS, SERVING_PORT, token_subject
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_operator.builders.meta import Owner, child_meta, deployment_name, set_name
 from readapt_operator.builders.pod import (
@@ -101,6 +101,7 @@ def _arguments(base: BaseModelResource, revision: str, digest: str) -> list[str]
         "--set-dir": _SET_DIR,
         "--revision": revision,
         "--admin-public-key": f"{_SET_DIR}/0/admin.pub",
+        "--admin-subject": token_subject(base.metadata.namespace, base.metadata.name),
         "--host": "0.0.0.0",
         "--port": str(SERVING_PORT),
         "--admin-port": str(ADMIN_PORT),

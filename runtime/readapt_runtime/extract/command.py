@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from readapt_runtime.extract.extraction import extract
@@ -19,8 +20,10 @@ def run(
     """
     policy = RankPolicy(fixed=rank, energy=energy, max_rank=max_rank)
     make_out(out)
-    with ConsoleLog() as log:
-        found = extract(base, finetuned, out, policy, log)
+    with ConsoleLog() as log, tempfile.TemporaryDirectory(dir=out, prefix=".extracting-") as unverified:
+        found = extract(base, finetuned, Path(unverified), policy, log)
+        for file in Path(unverified).iterdir():
+            file.rename(out / file.name)
     report = found.report
     return {
         "out": str(out),

@@ -28,12 +28,15 @@ class BadToken(Exception):
 
 
 class TokenCheck:
-    """Verifies tokens for one base model with the key in a file; raises BadPublicKey when it holds none at first."""
+    """Verifies tokens for one base model with the key in a file; raises BadPublicKey when it holds none at first.
 
-    def __init__(self, key_file: Path, base: str, clock: Callable[[], float] = time.time) -> None:
+    ``subject`` is whom the tokens must be for, see ``readapt_api.serving.token_subject``.
+    """
+
+    def __init__(self, key_file: Path, subject: str, clock: Callable[[], float] = time.time) -> None:
         self._key_file = key_file
         self._key = read_public_key(key_file)
-        self._base = base
+        self._subject = subject
         self._clock = clock
 
     def check(self, authorization: str) -> None:
@@ -47,7 +50,7 @@ class TokenCheck:
                 self._trusted(),
                 algorithms=[TOKEN_ALGORITHM],
                 audience=TOKEN_AUDIENCE,
-                subject=self._base,
+                subject=self._subject,
                 options={"require": ["exp", "aud", "sub"], "verify_exp": False},
             )
         except jwt.PyJWTError as error:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from readapt_api.bounds import RANK
 from readapt_runtime.server.limits import BadLimits, Limits, parse_memory
 
 _Adapters = Annotated[
@@ -17,6 +18,9 @@ _SetDir = Annotated[Path | None, typer.Option(help="Folder with the shards of th
 _AdminKey = Annotated[
     Path | None,
     typer.Option(help="Ed25519 public key (PEM) of the operator. Without it the administration port is local."),
+]
+_AdminSubject = Annotated[
+    str, typer.Option(metavar="NAMESPACE/NAME", help="The BaseModel whose administration tokens are taken.")
 ]
 _KeepAlive = Annotated[
     float, typer.Option(help="How long idle connections stay open; longer than clients keep theirs.")
@@ -37,11 +41,12 @@ def serve(
     revision: Annotated[str, typer.Option(help="Revision of the set, for the header x-readapt-set.")] = "local",
     base_digest: Annotated[str | None, typer.Option(help="Digest that the base must have.", show_default=False)] = None,
     admin_public_key: _AdminKey = None,
+    admin_subject: _AdminSubject = "",
     api_key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must send.")] = None,
     max_model_len: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 2048,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one step of the engine.")] = 2048,
     pool_memory: Annotated[str, typer.Option(help="Memory for KV blocks and adapters, such as 4Gi.")] = "4Gi",
-    max_rank: Annotated[int, typer.Option(help="Largest rank of an adapter.")] = 64,
+    max_rank: Annotated[int, typer.Option(help="Largest rank of an adapter.", min=RANK.least, max=RANK.most)] = 64,
     drain_keep_alive_seconds: _KeepAlive = 120.0,
 ) -> None:
     """Serve a base model and its adapters over one OpenAI-compatible API.
@@ -71,6 +76,7 @@ def serve(
         revision=revision,
         base_digest=base_digest,
         admin_public_key=admin_public_key,
+        admin_subject=admin_subject,
         api_key_file=api_key_file,
         limits=Limits(
             max_model_len=max_model_len,

@@ -159,7 +159,7 @@ def _assemble(options: Options, machinery: Machinery) -> _Server:
     openai = OpenAI(options.served_name, machinery.tokens, desk, adapters, limits)
     app = serving_app(openai, engine, readiness, options.revision, _api_key(options))
     serving = Listener(app, _listen(options.host, options.port), limits)
-    check = TokenCheck(options.admin_public_key, options.served_name) if options.admin_public_key else None
+    check = TokenCheck(options.admin_public_key, options.admin_subject) if options.admin_public_key else None
     admin_host = options.host if check else LOOPBACK
     admin = Admin(
         options.revision, machinery.base_digest, keeper, adapters, desk, readiness, lambda: serving.connections, check

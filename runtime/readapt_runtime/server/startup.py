@@ -54,6 +54,7 @@ class Options:
     revision: str = "local"
     base_digest: Digest | None = None
     admin_public_key: Path | None = None
+    admin_subject: str = ""
     api_key_file: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
@@ -62,6 +63,8 @@ class Options:
             raise BadOptions("--adapter names folders, --set-dir and --store name variants: use one or the other")
         if self.set_dir and not self.store:
             raise BadOptions("--set-dir needs --store, where its variants are")
+        if self.admin_public_key and not self.admin_subject:
+            raise BadOptions("--admin-public-key needs --admin-subject: the key signs for the pods of other bases too")
         if self.served_name in self.adapters:
             raise BadOptions(f"{self.served_name!r} is the name of the base and of an adapter")
 

@@ -14,6 +14,7 @@ from readapt_api.digest import digest_path
 from readapt_runtime.cli import run
 from readapt_runtime.drift import command as drift_command
 from readapt_runtime.drift import read_drift
+from readapt_runtime.extract import extraction
 from readapt_runtime.out_folder import make_out
 
 _HELP = """
@@ -53,6 +54,23 @@ def test_drift_and_extract_print_one_object(sources: Path, tmp_path: Path, capsy
     assert run(["extract", *folders, "--energy", "0.99"]) == 0
     assert json.loads(capsys.readouterr().out)["rank"] == 8
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "lora").glob("adapter*")} == {0o644}
+
+
+def test_an_extract_that_fails_its_own_check_is_not_left_behind(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(extraction, "_TOLERANCE", -1.0)
+    folders = [
+        "--base",
+        str(sources / "v1"),
+        "--finetuned",
+        str(sources / "checkpoint"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert run(["extract", *folders, "--rank", "2"]) == 64
+    assert "ExtractionFailed" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize(

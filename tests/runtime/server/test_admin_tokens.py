@@ -20,7 +20,7 @@ NOW = time.time()
 
 
 def _token(key: Any = KEY, algorithm: str = "EdDSA", **changes: object) -> str:
-    claims = {"aud": TOKEN_AUDIENCE, "sub": "smollm2", "exp": int(NOW) + 300, **changes}
+    claims = {"aud": TOKEN_AUDIENCE, "sub": "team-a/smollm2", "exp": int(NOW) + 300, **changes}
     return jwt.encode({k: v for k, v in claims.items() if v is not None}, key, algorithm)
 
 
@@ -37,7 +37,7 @@ def key_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def check(key_file: Path) -> TokenCheck:
-    return TokenCheck(key_file, "smollm2", clock=lambda: NOW)
+    return TokenCheck(key_file, "team-a/smollm2", clock=lambda: NOW)
 
 
 def test_a_token_of_the_operator_is_let_in(check: TokenCheck) -> None:
@@ -53,7 +53,8 @@ REFUSED = {
     "another key": f"Bearer {_token(Ed25519PrivateKey.generate())}",
     "another audience": f"Bearer {_token(aud='somebody')}",
     "no audience": f"Bearer {_token(aud=None)}",
-    "another base": f"Bearer {_token(sub='llama')}",
+    "another base": f"Bearer {_token(sub='team-a/llama')}",
+    "the base of that name in another namespace": f"Bearer {_token(sub='team-b/smollm2')}",
     "no subject": f"Bearer {_token(sub=None)}",
     "expired": f"Bearer {_token(exp=int(NOW) - 60)}",
     "no end": f"Bearer {_token(exp=None)}",

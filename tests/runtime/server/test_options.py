@@ -61,6 +61,7 @@ BASE = Path("base")
 CONTRADICTIONS: dict[str, dict[str, object]] = {
     "folders and a store": {"adapters": {"a": BASE}, "store": BASE},
     "a set without a store": {"set_dir": BASE},
+    "a key without the base that it is to sign for": {"admin_public_key": BASE},
     "two models of one name": {"adapters": {"tiny": BASE}},
 }
 

@@ -58,7 +58,7 @@ class Operator:
     http: httpx.Client
 
     def headers(self) -> dict[str, str]:
-        claims = {"aud": TOKEN_AUDIENCE, "sub": "tiny", "exp": int(time.time()) + 300}
+        claims = {"aud": TOKEN_AUDIENCE, "sub": "team-a/tiny", "exp": int(time.time()) + 300}
         return {"authorization": f"Bearer {jwt.encode(claims, KEY, 'EdDSA')}"}
 
     def push(self, desired: DesiredSet) -> httpx.Response:
@@ -122,6 +122,7 @@ def pod(tiny: Tiny, broken_adapter: Path, tmp_path_factory: pytest.TempPathFacto
         revision="rev-1",
         base_digest=base.digest,
         admin_public_key=key,
+        admin_subject="team-a/tiny",
         limits=LIMITS,
     )
     return Pod(tiny, store, base.digest, variants, options)

@@ -75,12 +75,12 @@ class FakePods:
     unreachable: set[str] = field(default_factory=set)
     drained: list[str] = field(default_factory=list)
 
-    async def push(self, base: str, ips: Iterable[str], desired: DesiredSet) -> None:
+    async def push(self, base: Key, ips: Iterable[str], desired: DesiredSet) -> None:
         for ip in ips:
             if ip in self.states and desired.sequence > self.states[ip].sequence:
                 self.states[ip] = holding(self.states[ip], desired, AdapterState.REGISTERED)
 
-    async def drain(self, base: str, ips: Iterable[str]) -> None:
+    async def drain(self, base: Key, ips: Iterable[str]) -> None:
         for ip in ips:
             if ip in self.states:
                 self.drained.append(ip)
@@ -104,7 +104,7 @@ class _Admin:
         self._pods = pods
         self.push, self.drain = pods.push, pods.drain
 
-    async def states(self, base: str, ips: Iterable[str]) -> dict[str, PodState]:
+    async def states(self, base: Key, ips: Iterable[str]) -> dict[str, PodState]:
         known = self._pods.states
         return {ip: known[ip] for ip in ips if ip in known and ip not in self._pods.unreachable}
 
