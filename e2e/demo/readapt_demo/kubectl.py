@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from readapt_api import labels
 from readapt_demo.manifests import NAMESPACE
 
 
@@ -42,6 +43,20 @@ class Kubectl:
     def wait(self, what: str, condition: str, timeout_s: int) -> None:
         """``kubectl wait --for=CONDITION``."""
         self("wait", f"--for={condition}", what, f"--timeout={timeout_s}s", timeout_s=timeout_s + 30)
+
+    def job_progress(self) -> list[str]:
+        """The last words of every Job that runs, as ``kubectl logs`` shows them."""
+        running = ("--selector", labels.JOB_KIND, "--field-selector", "status.phase=Running")
+        lines = []
+        for pod in self.get("pods", "", *running)["items"]:
+            try:
+                said = json.loads(self("logs", pod["metadata"]["name"], "--tail=1") or "{}")
+            except (KubectlFailed, ValueError):
+                continue  # gone meanwhile, or not one of our lines
+            words = said.get("message") or said.get("doing") or said.get("event", "starting")
+            job = pod["metadata"]["labels"][labels.JOB_NAME]
+            lines.append(f"Job {job}: {words}" + (f" ({said['percent']} %)" if "percent" in said else ""))
+        return lines
 
     def overview(self) -> str:
         """What a user sees: ``kubectl get rbm,rla``."""

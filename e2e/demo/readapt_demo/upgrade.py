@@ -32,7 +32,8 @@ class Show:
     store: Path
     """The store's folder as this machine sees it; the judge reads variants from it."""
     say: Say
-    wait_s: int = 1800
+    wait_s: int
+    """How long a roll-out or an upgrade may take."""
     steps: list[dict[str, Any]] = field(default_factory=list)
     pairs: dict[str, list[judge.Pair]] = field(default_factory=dict)
 
@@ -87,7 +88,12 @@ class Show:
         deadline = time.monotonic() + self.wait_s
         base = f"basemodel/{self.cast.base}"
         seen = ""
+        told: set[str] = set()
         while True:
+            for line in self.kubectl.job_progress():
+                if line not in told:
+                    self.say(line)
+                    told.add(line)
             overview = self.kubectl.overview()
             if _without_age(overview) != seen:
                 self.say("kubectl get rbm,rla\n" + overview)
