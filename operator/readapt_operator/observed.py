@@ -11,7 +11,7 @@ from datetime import datetime
 
 from readapt_api.digest import digest_of
 from readapt_api.jobs import JobKind, Summary
-from readapt_api.serving import AdapterState, DesiredSet, PodState, token_subject
+from readapt_api.serving import AdapterState, DesiredSet, PodState
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_api.v1alpha1.lora_adapter import LoRAAdapterResource
 from readapt_operator.kube.resources import Doc
@@ -180,8 +180,7 @@ class Observed:
 
 
 def revision_of(base: BaseModelResource, digest: str, image: str) -> str:
-    """Ten hexadecimal digits: the BaseModel, base digest, serving settings that pods depend on, runtime image."""
-    name = token_subject(base.metadata.namespace, base.metadata.name)
+    """Ten hexadecimal digits: base digest, serving settings that pods depend on, runtime image."""
     serving = {k: v for k, v in base.spec.serving.to_wire().items() if k != "replicas"}
-    inputs = {"name": name, "base": digest, "serving": serving, "store": base.spec.store.to_wire(), "image": image}
+    inputs = {"base": digest, "serving": serving, "store": base.spec.store.to_wire(), "image": image}
     return digest_of(inputs).removeprefix("sha256:")[:10]
