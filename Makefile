@@ -9,6 +9,8 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
+# node and e2e own the machine while they run.
+.NOTPARALLEL:
 .PHONY: help venv machine check unit control-plane node e2e test fault crds lock images demo cluster-up cluster-down clean
 
 help:  ## this list
@@ -38,6 +40,7 @@ e2e: machine  ## the thread on a real node: images, Helm, an upgrade under load,
 
 machine: venv
 	@$(PY) -m readapt_cluster check
+	@$(PY) -m readapt_demo --check
 
 test: machine check unit control-plane node e2e  ## everything above (root)
 
@@ -56,8 +59,8 @@ images: venv  ## both container images with buildah (root)
 cluster-up: venv  ## a Kubernetes node on this machine (root)
 	$(PY) -m readapt_cluster up
 
-cluster-down: venv  ## stops it and leaves nothing behind
-	$(PY) -m readapt_cluster down
+cluster-down: venv  ## stops it and leaves nothing behind; PURGE=1 removes its images and logs too
+	$(PY) -m readapt_cluster down $(if $(PURGE),--purge)
 
 demo: venv  ## a base upgrade end to end on a local cluster (root); DATA=DIR takes your data
 	$(PY) -m readapt_demo $(if $(DATA),--data $(DATA))

@@ -50,7 +50,7 @@ def up() -> None:
             say("The node is up already.")
             return
         if standalone.processes():
-            raise Refused("A control plane alone is up in this checkout. Run `python -m readapt_cluster down` first.")
+            raise Refused("A control plane alone is up in this checkout. Run `make cluster-down` first.")
         preflight.require_disk()
         preflight.require_no_engine()
         packages.ensure(packages.NODE)

@@ -22,7 +22,7 @@ def up() -> None:
     """
     require_cryptography()
     if of_state(["kube-apiserver"], [NODE_STATE]):
-        raise Refused("A node is up on this machine. Use it, or run `python -m readapt_cluster down` first.")
+        raise Refused("A node is up on this machine. Use it, or run `make cluster-down` first.")
     if len(processes()) == len(PROGRAMS):
         say("The control plane is up already.")
         return

@@ -42,6 +42,8 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     stage.check_machine()
+    if arguments.check:
+        return 0
     if arguments.data is not None:
         models.check_data(arguments.data)
     console = Console(stderr=True, highlight=False)
@@ -89,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train.jsonl, validation.jsonl and test.jsonl of {prompt, completion} for the adapter, instead of a"
         " generated task",
     )
+    parser.add_argument("--check", action="store_true", help="only tell whether this machine can run it")
     parser.add_argument(
         "--out", type=Path, default=Path("out"), metavar="DIR", help="where demo.json goes (default: out)"
     )

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 ROLLBACK_S = 60.0
+WHOLE_S = 20 * 60.0
+"""From the first apply to the last answer that is judged, without set-up, on two cores."""
 COPY_LOSS = 0.04
 """A copied adapter loses at least four points of accuracy to the move."""
 
@@ -13,7 +15,9 @@ COPY_LOSS = 0.04
 def broken(report: Mapping[str, Any], *, generated: bool) -> list[str]:
     """The broken promises of a report; ``generated``: both tasks are the demo's own, known to suffer from the move."""
     rows = [line for row in report["adapters"] for line in _adapter(row)] if generated else []
-    return [*_traffic(report), *rows]
+    seconds = sum(step["seconds"] for step in report["steps"])
+    slow = [f"the demo took {seconds:.0f} s, {WHOLE_S:.0f} s are allowed"] if generated and seconds > WHOLE_S else []
+    return [*_traffic(report), *rows, *slow]
 
 
 def _traffic(report: Mapping[str, Any]) -> Iterator[str]:
@@ -34,5 +38,7 @@ def _traffic(report: Mapping[str, Any]) -> Iterator[str]:
 def _adapter(row: Mapping[str, Any]) -> Iterator[str]:
     if row["origin"] != "ReLoRA":
         yield f"{row['name']}: the variant's origin is {row['origin']}, not ReLoRA"
+    elif row["gate"] != "GatePassed":
+        yield f"{row['name']}: the gate and the retention say {row['gate']}"
     elif row["score_copy"] > row["score_before"] - COPY_LOSS:
         yield f"{row['name']}: Copy scored {row['score_copy']}, less than four points below {row['score_before']}"

@@ -16,6 +16,7 @@ from readapt_demo.kubectl import Kubectl
 Say = Callable[[str], None]
 OPERATOR_NAMESPACE = "readapt-system"
 IMAGES = ("localhost/readapt/operator:dev", "localhost/readapt/runtime:dev")
+_DEPENDENCIES = "localhost/readapt/runtime-deps"
 _POD_USER = 65532
 _FIRST_SPACE_MB, _SPACE_MB = 36_000, 6_000
 """Measured: 32 GB are taken the first time, most of them by copies of the runtime image and by build caches."""
@@ -30,10 +31,16 @@ def check_machine() -> None:
     """Refuses before minutes are spent: no root, another engine in use, too little disk. Raises Refused."""
     preflight.require_root()
     preflight.require_no_engine()
-    first_time = bool(binaries.missing(catalog.ALL))
-    disk.require(
-        volumes_root(), _FIRST_SPACE_MB if first_time else _SPACE_MB, "the demo (images, models, build caches)"
-    )
+    first_time = bool(binaries.missing(catalog.ALL)) or not _has_dependency_image()
+    disk.require(volumes_root(), _FIRST_SPACE_MB if first_time else _SPACE_MB, "images, models and build caches")
+
+
+def _has_dependency_image() -> bool:
+    """Whether buildah holds the large image that both the demo and the node's tests start from."""
+    if shutil.which("buildah") is None:
+        return False
+    listed = ["buildah", "images", "--storage-driver", "overlay", "--quiet", "--filter", f"reference={_DEPENDENCIES}"]
+    return bool(subprocess.run(listed, capture_output=True, text=True, check=False).stdout.strip())
 
 
 def build_images(checkout: Path) -> None:

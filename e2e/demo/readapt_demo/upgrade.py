@@ -176,6 +176,7 @@ class Show:
         return {
             "name": name,
             "origin": found.get("origin"),
+            "gate": found.get("reason"),
             "score_before": _number(found.get("reference")),
             "score_copy": _number(found.get("copyScore")),
             "score_after": _number(found.get("score")),
