@@ -20,14 +20,12 @@ from typing import NamedTuple
 import torch
 
 from readapt_api.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest
-from readapt_runtime.model.config import UnsupportedModel
+from readapt_runtime.model.family import read_dimensions
 from readapt_runtime.peft_config import PeftLoraConfig, parse_config
 from readapt_runtime.safe_tensors import ADAPTER_LIMITS, BadWeights, TensorFile, read_json_object, save_readable
 
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-"""Families whose decoder layers have the seven linear modules below."""
 
 
 class Shape(NamedTuple):
@@ -66,25 +64,20 @@ class LoraAdapter:
 def linear_shapes(config: Mapping[str, object]) -> dict[str, Shape]:
     """Module name -> (out, in) of the linear modules of the decoder layers, from a model's config.json.
 
-    Raises UnsupportedModel for another family, or dimensions that are missing or out of bounds.
+    Raises UnsupportedModel for what ``model.family`` refuses, as serving does.
     """
-    if config.get("model_type") not in MODEL_TYPES:
-        raise UnsupportedModel(f"model_type {config.get('model_type')!r}; supported are {', '.join(MODEL_TYPES)}")
-    hidden = _dimension(config, "hidden_size")
-    inner = _dimension(config, "intermediate_size")
-    heads = _dimension(config, "num_attention_heads")
-    kv_heads = _dimension(config, "num_key_value_heads", heads)
-    head = _dimension(config, "head_dim", max(hidden // heads, 1))
+    found = read_dimensions(config)
+    hidden, inner, q, kv = found.hidden_size, found.intermediate_size, found.q_size, found.kv_size
     layer = {
-        "self_attn.q_proj": Shape(heads * head, hidden),
-        "self_attn.k_proj": Shape(kv_heads * head, hidden),
-        "self_attn.v_proj": Shape(kv_heads * head, hidden),
-        "self_attn.o_proj": Shape(hidden, heads * head),
+        "self_attn.q_proj": Shape(q, hidden),
+        "self_attn.k_proj": Shape(kv, hidden),
+        "self_attn.v_proj": Shape(kv, hidden),
+        "self_attn.o_proj": Shape(hidden, q),
         "mlp.gate_proj": Shape(inner, hidden),
         "mlp.up_proj": Shape(inner, hidden),
         "mlp.down_proj": Shape(hidden, inner),
     }
-    layers = range(_dimension(config, "num_hidden_layers"))
+    layers = range(found.num_layers)
     return {f"model.layers.{n}.{name}": shape for n in layers for name, shape in layer.items()}
 
 
@@ -128,14 +121,6 @@ def write_adapter(folder: Path, adapter: LoraAdapter, base_name: str) -> None:
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = module.a.detach().cpu().contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = module.b.detach().cpu().contiguous()
     save_readable(folder / ADAPTER_WEIGHTS, tensors)
-
-
-def _dimension(config: Mapping[str, object], key: str, default: int | None = None) -> int:
-    value = config.get(key)
-    value = default if value is None else value
-    if type(value) is not int or not 1 <= value < 1 << 20:
-        raise UnsupportedModel(f"config.json: {key} is {value!r}, not a sensible dimension")
-    return value
 
 
 def _check_keys(keys: Iterable[str], expected: Iterable[str], shapes: Mapping[str, object]) -> None:

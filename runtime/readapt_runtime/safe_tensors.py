@@ -39,6 +39,8 @@ INDEX_FILE = "model.safetensors.index.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*(\.[A-Za-z0-9_\-]+)*")
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _FINITE_BLOCK = 1 << 22
+_READ_BLOCK = 1 << 21
+"""Elements."""
 _HASH_BLOCK = 8 << 20
 
 
@@ -113,6 +115,30 @@ class TensorFile:
         require_finite(tensor, f"{self.path.name}: {name}")
         return tensor
 
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        """Fills ``out``, contiguous and of the tensor's shape, in its own dtype on its own device, a block at a time.
+
+        No copy of the tensor is made: bytes that need no conversion go from the file into ``out``. The values are
+        finite, before and after conversion. Raises BadWeights, FileChanged.
+        """
+        info = self.infos.get(name)
+        if info is None:
+            raise BadWeights(f"{self.path.name}: no tensor {name}")
+        flat, at = out.view(-1), info.begin
+        direct = out.dtype == info.dtype and out.device.type == "cpu"
+        staging = torch.empty(0 if direct else min(_READ_BLOCK, info.elements), dtype=info.dtype)
+        for start in range(0, info.elements, _READ_BLOCK):
+            target = flat[start : start + _READ_BLOCK]
+            block = target if direct else staging[: target.numel()]
+            raw = block.view(torch.uint8).numpy()
+            _read_into(self._descriptor, raw.data, at, self.path.name)
+            at += raw.nbytes
+            require_finite(block, f"{self.path.name}: {name}")
+            if not direct:
+                target.copy_(block)
+                if out.dtype != info.dtype:
+                    require_finite(target, f"{self.path.name}: {name} as {out.dtype}")
+
     def read_bytes(self, name: str) -> bytes:
         """The tensor's bytes as they are. Raises BadWeights, FileChanged."""
         info = self.infos.get(name)
@@ -153,6 +179,12 @@ class Checkpoint:
         if name not in self._files:
             raise BadWeights(f"{self.folder.name}: no tensor {name}")
         return self._files[name].read(name)
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        """See ``TensorFile.read_into``."""
+        if name not in self._files:
+            raise BadWeights(f"{self.folder.name}: no tensor {name}")
+        self._files[name].read_into(name, out)
 
     def read_bytes(self, name: str) -> bytes:
         """See ``TensorFile.read_bytes``."""

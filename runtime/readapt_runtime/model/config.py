@@ -1,24 +1,26 @@
 """The config of a decoder: what a model folder says, checked, in the few numbers that execution needs.
 
 In: ``config.json`` of a Hugging Face folder. Out: ``DecoderConfig`` for weights, decoder, pool and adapter images.
-What is not implemented is refused here, by name, and never guessed.
+What is not implemented is refused by name, here and in ``family``, and never guessed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from readapt_api.errors import Terminal
-
-
-class UnsupportedModel(Terminal):
-    """A model folder that this runtime cannot execute exactly."""
+from readapt_runtime.model.family import (
+    Dimensions,
+    Document,
+    UnsupportedModel,
+    family_of,
+    read_dimensions,
+)
+from readapt_runtime.model.rotary import Rotary, read_rotary
+from readapt_runtime.safe_tensors import read_json_object
 
 
 class Linear(StrEnum):
@@ -46,18 +48,12 @@ class FusedLinear:
 
     in_features: int
     slices: tuple[Slice, ...]
+    bias: bool = False
+    """Whether each of the modules has a bias."""
 
     @property
     def out_features(self) -> int:
         return sum(s.size for s in self.slices)
-
-
-@dataclass(frozen=True, slots=True)
-class Rotary:
-    """Rotary position embedding: inverse frequencies ``[head_dim / 2]`` and the factor on cos and sin."""
-
-    inv_freq: tuple[float, ...]
-    attention_scaling: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +72,27 @@ class DecoderConfig:
     rms_norm_eps: float
     tied_embeddings: bool
     rotary: Rotary
+    rotary_layers: tuple[bool, ...]
+    """Per layer whether positions rotate q and k; SmolLM3 leaves every fourth layer without."""
+    biased: frozenset[Linear]
+    """The linears whose modules have biases."""
+    qk_norm: bool
+    """RMS norm over each head of q and k before the rotation (Qwen3)."""
+    sliding_window: int | None
+    """Tokens that a layer attends to, itself included, where some layer does not see all; see ``require_length``."""
 
     @property
     def linears(self) -> dict[Linear, FusedLinear]:
         """The fused linears of a layer with their slices in output order."""
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         hidden, inner = self.hidden_size, self.intermediate_size
-        return {
-            Linear.QKV: _fuse(hidden, {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}),
-            Linear.O: _fuse(q, {"self_attn.o_proj": hidden}),
-            Linear.GATE_UP: _fuse(hidden, {"mlp.gate_proj": inner, "mlp.up_proj": inner}),
-            Linear.DOWN: _fuse(inner, {"mlp.down_proj": hidden}),
+        modules = {
+            Linear.QKV: (hidden, {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}),
+            Linear.O: (q, {"self_attn.o_proj": hidden}),
+            Linear.GATE_UP: (hidden, {"mlp.gate_proj": inner, "mlp.up_proj": inner}),
+            Linear.DOWN: (inner, {"mlp.down_proj": hidden}),
         }
+        return {linear: _fuse(*sizes, bias=linear in self.biased) for linear, sizes in modules.items()}
 
     def module_name(self, layer: int, module: str) -> str:
         """The full name of a module in the checkpoint, without ``.weight``."""
@@ -103,78 +108,93 @@ class DecoderConfig:
             for part in fused.slices
         }
 
+    def require_length(self, max_model_len: int) -> None:
+        """Raises UnsupportedModel where a sliding window is shorter than the longest sequence.
 
-def _fuse(in_features: int, modules: Mapping[str, int]) -> FusedLinear:
+        The token at position p attends to the positions above p - window (transformers, Mistral's paper): with at
+        most ``window`` tokens that is all of them, and full attention, which is what there is, computes the same.
+        """
+        if self.sliding_window is not None and max_model_len > self.sliding_window:
+            raise UnsupportedModel(
+                f"not supported: sliding_window={self.sliding_window} with sequences of up to {max_model_len} tokens; "
+                f"a maximum model length of {self.sliding_window} or less is exact"
+            )
+
+
+def _fuse(in_features: int, modules: Mapping[str, int], bias: bool) -> FusedLinear:
     slices, start = [], 0
     for name, size in modules.items():
         slices.append(Slice(name, start, size))
         start += size
-    return FusedLinear(in_features, tuple(slices))
+    return FusedLinear(in_features, tuple(slices), bias)
 
 
 def read_config(folder: Path) -> DecoderConfig:
     """The checked config of the model folder; raises UnsupportedModel with the field that is in the way."""
-    from transformers import AutoConfig
-
     if not (folder / "config.json").is_file():
         raise UnsupportedModel(f"{folder}: no config.json")
+    document = read_json_object(folder / "config.json")
+    dimensions = read_dimensions(document)
+    return _decoder(_transformers_config(folder), document, dimensions)
+
+
+def _transformers_config(folder: Path) -> Any:
+    """With the defaults of the family's class filled in and rope parameters in one form."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
     try:
-        raw = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise UnsupportedModel(f"{folder}/config.json: {error}") from error
-    return _llama(raw)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError, TypeError, StrictDataclassError) as error:
+        raise UnsupportedModel(f"{folder}/config.json: {error}"[:500]) from error
 
 
-# Each check names what it refuses; None means that the config passes it.
-_Check = Callable[[Any], str | None]
-_LLAMA_CHECKS: tuple[_Check, ...] = (
-    lambda c: None if c.model_type == "llama" else f"model_type {c.model_type!r} (this version serves 'llama')",
-    lambda c: _unless(c, "hidden_act", "silu"),
-    lambda c: _unless(c, "attention_bias", False),
-    lambda c: _unless(c, "mlp_bias", False),
-    lambda c: "quantized weights" if getattr(c, "quantization_config", None) else None,
-)
-
-
-def _unless(config: Any, field: str, expected: object) -> str | None:
-    value = getattr(config, field, expected)
-    return None if value == expected else f"{field}={value!r}"
-
-
-def _llama(raw: Any) -> DecoderConfig:
-    for check in _LLAMA_CHECKS:
-        if refusal := check(raw):
-            raise UnsupportedModel(f"not supported: {refusal}")
-    if raw.num_attention_heads % raw.num_key_value_heads:
-        raise UnsupportedModel(f"{raw.num_attention_heads} heads do not divide into {raw.num_key_value_heads} groups")
+def _decoder(raw: Any, document: Document, dimensions: Dimensions) -> DecoderConfig:
     return DecoderConfig(
         model_type=raw.model_type,
-        hidden_size=raw.hidden_size,
-        intermediate_size=raw.intermediate_size,
-        num_layers=raw.num_hidden_layers,
-        num_heads=raw.num_attention_heads,
-        num_kv_heads=raw.num_key_value_heads,
-        head_dim=raw.head_dim,
+        hidden_size=dimensions.hidden_size,
+        intermediate_size=dimensions.intermediate_size,
+        num_layers=dimensions.num_layers,
+        num_heads=dimensions.num_heads,
+        num_kv_heads=dimensions.num_kv_heads,
+        head_dim=dimensions.head_dim,
         vocab_size=raw.vocab_size,
         max_positions=raw.max_position_embeddings,
         rms_norm_eps=raw.rms_norm_eps,
         tied_embeddings=bool(raw.tie_word_embeddings),
-        rotary=_rotary(raw),
+        rotary=read_rotary(raw, dimensions.head_dim),
+        rotary_layers=_rotary_layers(raw, dimensions.num_layers),
+        biased=_biased(document),
+        qk_norm=family_of(document).qk_norm,
+        sliding_window=_sliding_window(raw),
     )
 
 
-# Their frequencies do not depend on the length of the sequence; the other types' do ("dynamic", "longrope").
-_STATIC_ROPE = frozenset({"linear", "llama3", "yarn"})
+def _biased(document: Document) -> frozenset[Linear]:
+    family = family_of(document)
+    found = {Linear.QKV} if family.qkv_bias else set()
+    if family.attention_bias and document.get("attention_bias"):
+        found |= {Linear.QKV, Linear.O}
+    if family.mlp_bias and document.get("mlp_bias"):
+        found |= {Linear.GATE_UP, Linear.DOWN}
+    return frozenset(found)
 
 
-def _rotary(raw: Any) -> Rotary:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+def _sliding_window(raw: Any) -> int | None:
+    """Mistral's holds for all layers; elsewhere ``layer_types`` says which, and transformers leaves it out when off."""
+    if raw.model_type == "mistral":
+        sliding = raw.sliding_window is not None
+    else:
+        sliding = raw.model_type != "llama" and "sliding_attention" in (raw.layer_types or ())
+    if not sliding:
+        return None
+    if type(raw.sliding_window) is not int or raw.sliding_window < 1:
+        raise UnsupportedModel(f"not supported: sliding attention with sliding_window={raw.sliding_window!r}")
+    return int(raw.sliding_window)
 
-    kind = raw.rope_parameters["rope_type"]
-    if kind == "default":
-        exponents = torch.arange(0, raw.head_dim, 2, dtype=torch.float) / raw.head_dim
-        return Rotary(tuple((1.0 / raw.rope_parameters["rope_theta"] ** exponents).tolist()), 1.0)
-    if kind not in _STATIC_ROPE:
-        raise UnsupportedModel(f"not supported: rope_type {kind!r}")
-    inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](raw, torch.device("cpu"))
-    return Rotary(tuple(inv_freq.tolist()), float(scaling))
+
+def _rotary_layers(raw: Any, num_layers: int) -> tuple[bool, ...]:
+    layers = raw.no_rope_layers if raw.model_type == "smollm3" else [1] * num_layers
+    if len(layers) < num_layers:
+        raise UnsupportedModel(f"not supported: no_rope_layers of {len(layers)} for {num_layers} layers")
+    return tuple(bool(rotates) for rotates in layers[:num_layers])

@@ -17,7 +17,7 @@ from readapt_runtime.model.weights import DecoderWeights, LayerWeights
 
 
 class Decoder:
-    """A Llama-family transformer; all tensors on one device in one dtype."""
+    """A transformer of one of the families in ``family``; all tensors on one device in one dtype."""
 
     def __init__(
         self,
@@ -27,6 +27,8 @@ class Decoder:
         lora: LoraBackend,
         max_model_len: int,
     ) -> None:
+        """Raises UnsupportedModel where a sliding window would matter within ``max_model_len``."""
+        config.require_length(max_model_len)
         self._config = config
         self._weights = weights
         self._attention = attention
@@ -50,7 +52,7 @@ class Decoder:
         return F.rms_norm(x, weight.shape, weight, self._config.rms_norm_eps)
 
     def _linear(self, index: int, layer: LayerWeights, linear: Linear, x: torch.Tensor) -> torch.Tensor:
-        y = F.linear(x, layer.linears[linear])
+        y = F.linear(x, layer.linears[linear], layer.biases.get(linear))
         self._lora.run(index, linear, x, y)
         return y
 
@@ -61,7 +63,11 @@ class Decoder:
         qkv = self._linear(index, layer, Linear.QKV, x).view(x.shape[0], -1, c.head_dim)
         q, kv = qkv[:, : c.num_heads], qkv[:, c.num_heads :]
         k, v = kv[:, : c.num_kv_heads], kv[:, c.num_kv_heads :]
-        mixed = self._attention.run(index, _rotate(q, cos, sin), _rotate(k, cos, sin), v)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
+        if c.rotary_layers[index]:
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        mixed = self._attention.run(index, q, k, v)
         return self._linear(index, layer, Linear.O, mixed)
 
     def _feed_forward(self, index: int, layer: LayerWeights, x: torch.Tensor) -> torch.Tensor:

@@ -1,26 +1,34 @@
-"""The weights of a base model, copied tensor by tensor into fused tensors of the serving dtype.
+"""The weights of a base model, read from the files straight into fused tensors of the serving dtype and device.
 
 In: a Hugging Face folder with ``*.safetensors`` (one file, or shards with an index). Out: ``DecoderWeights``. No
-second copy of the model exists at any time: each tensor is read, checked and goes into its place.
+second copy exists at any time, not even of one tensor: values of another dtype or device pass through one small block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from readapt_runtime.model.config import DecoderConfig, Linear
+from readapt_runtime.model.config import DecoderConfig, FusedLinear, Linear
 from readapt_runtime.safe_tensors import BadWeights, Checkpoint, TensorInfo
+
+_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+_IGNORED = "rotary_emb.inv_freq"
+"""Some old checkpoints carry it; it follows from the config."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
     linears: Mapping[Linear, torch.Tensor]  # [out, in] each
+    biases: Mapping[Linear, torch.Tensor]  # [out] each; only the linears that have one
     input_norm: torch.Tensor  # [hidden]
     post_attention_norm: torch.Tensor  # [hidden]
+    q_norm: torch.Tensor | None  # [head dim], with ``qk_norm``
+    k_norm: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +40,21 @@ class DecoderWeights:
 
 
 def load_weights(folder: Path, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
-    """Raises BadWeights for missing files and tensors, wrong shapes, and values that are not finite."""
+    """Raises BadWeights unless the tensors are those of the config: names, shapes, finite values, and no others.
+
+    A tensor that the config does not mention (a bias, say) would change the answers if it were left out in silence.
+    """
     with Checkpoint(folder) as checkpoint:
         reader = _Reader(checkpoint, checkpoint.infos, config, dtype, device)
-        embedding = reader.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
-        layers = tuple(reader.layer(i) for i in range(config.num_layers))
-        norm = reader.tensor("model.norm.weight", config.hidden_size)
-        head = embedding
-        if not config.tied_embeddings:
-            head = reader.tensor("lm_head.weight", config.vocab_size, config.hidden_size)
-    return DecoderWeights(embedding, layers, norm, head)
+        embedding = reader.tensor(_EMBEDDING, config.vocab_size, config.hidden_size)
+        weights = DecoderWeights(
+            embedding=embedding,
+            layers=tuple(reader.layer(i) for i in range(config.num_layers)),
+            norm=reader.tensor("model.norm.weight", config.hidden_size),
+            lm_head=reader.head(embedding),
+        )
+        reader.require_all_read()
+    return weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +66,59 @@ class _Reader:
     config: DecoderConfig
     dtype: torch.dtype
     device: torch.device
+    read: set[str] = field(default_factory=set)
 
     def layer(self, layer: int) -> LayerWeights:
-        norms = [self.config.module_name(layer, n) for n in ("input_layernorm", "post_attention_layernorm")]
+        hidden, head_dim, linears = self.config.hidden_size, self.config.head_dim, self.config.linears
+        name = self.config.module_name
         return LayerWeights(
-            linears={linear: self._fused(layer, linear) for linear in self.config.linears},
-            input_norm=self.tensor(f"{norms[0]}.weight", self.config.hidden_size),
-            post_attention_norm=self.tensor(f"{norms[1]}.weight", self.config.hidden_size),
+            linears={linear: self._fused(layer, fused) for linear, fused in linears.items()},
+            biases={linear: self._fused_bias(layer, fused) for linear, fused in linears.items() if fused.bias},
+            input_norm=self.tensor(name(layer, "input_layernorm.weight"), hidden),
+            post_attention_norm=self.tensor(name(layer, "post_attention_layernorm.weight"), hidden),
+            q_norm=self.tensor(name(layer, "self_attn.q_norm.weight"), head_dim) if self.config.qk_norm else None,
+            k_norm=self.tensor(name(layer, "self_attn.k_norm.weight"), head_dim) if self.config.qk_norm else None,
         )
+
+    def head(self, embedding: torch.Tensor) -> torch.Tensor:
+        """``[vocab, hidden]``; as transformers does, a tied head that is stored with other values is not tied."""
+        if self.config.tied_embeddings and _HEAD not in self.infos:
+            return embedding
+        head = self.tensor(_HEAD, self.config.vocab_size, self.config.hidden_size)
+        return embedding if self.config.tied_embeddings and torch.equal(head, embedding) else head
 
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
         out = torch.empty(shape, dtype=self.dtype, device=self.device)
-        self._copy(name, out)
+        self._read(name, out)
         return out
 
-    def _fused(self, layer: int, linear: Linear) -> torch.Tensor:
+    def require_all_read(self) -> None:
+        """Raises BadWeights for a tensor that has no place in this decoder."""
+        for name in self.infos:
+            if name not in self.read and not name.endswith(_IGNORED):
+                raise BadWeights(f"{self.checkpoint.folder.name}: the config has no place for the tensor {name}")
+
+    def _fused(self, layer: int, fused: FusedLinear) -> torch.Tensor:
         """``[out, in]`` with the rows of each slice in their place."""
-        fused = self.config.linears[linear]
         out = torch.empty(fused.out_features, fused.in_features, dtype=self.dtype, device=self.device)
         for part in fused.slices:
             name = self.config.module_name(layer, part.module)
-            self._copy(f"{name}.weight", out[part.start : part.start + part.size])
+            self._read(f"{name}.weight", out[part.start : part.start + part.size])
         return out
 
-    def _copy(self, name: str, out: torch.Tensor) -> None:
+    def _fused_bias(self, layer: int, fused: FusedLinear) -> torch.Tensor:
+        """``[out]``."""
+        out = torch.empty(fused.out_features, dtype=self.dtype, device=self.device)
+        for part in fused.slices:
+            name = self.config.module_name(layer, part.module)
+            self._read(f"{name}.bias", out[part.start : part.start + part.size])
+        return out
+
+    def _read(self, name: str, out: torch.Tensor) -> None:
         info = self.infos.get(name)
         if info is None:
             raise BadWeights(f"{self.checkpoint.folder.name}: no tensor {name}")
         if info.shape != tuple(out.shape):
             raise BadWeights(f"{name} has the shape {list(info.shape)}, the config wants {list(out.shape)}")
-        out.copy_(self.checkpoint.read(name))
+        self.checkpoint.read_into(name, out)
+        self.read.add(name)

@@ -92,6 +92,7 @@ def build(options: Options) -> Machinery:
     with _stage("read config"):
         config = read_config(options.base)
         limits = options.limits.within(config.max_positions)
+        config.require_length(limits.max_model_len)
         log.info("limits", extra=limits.describe())
         tokens = Tokens(options.base, config.vocab_size)
     with _stage("digest base"):

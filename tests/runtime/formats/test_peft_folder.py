@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from readapt_api.artifacts import ArtifactKind
 from readapt_runtime.lora_format import LoraAdapter, LoraModule, linear_shapes, read_adapter, write_adapter
-from readapt_runtime.model.config import UnsupportedModel
+from readapt_runtime.model.family import UnsupportedModel
 from readapt_runtime.safe_tensors import BadWeights
 from readapt_runtime.store import CorruptArtifact, Store
 from readapt_testing.tiny_llama import ALL_MODULES, write_adapter_folder, write_base

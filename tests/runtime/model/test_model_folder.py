@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from readapt_runtime.lora_format import linear_shapes
-from readapt_runtime.model.config import UnsupportedModel, read_config
+from readapt_runtime.model.config import read_config
+from readapt_runtime.model.family import UnsupportedModel
 from readapt_runtime.model.decoder import _rotary_tables
 from readapt_runtime.model.weights import load_weights
 from readapt_runtime.safe_tensors import BadWeights

@@ -1,0 +1,35 @@
+"""Rotary position embedding as the config describes it: frequencies that hold for every position.
+
+In: a transformers config with its ``rope_parameters``. Out: ``Rotary``. Next: the decoder makes tables of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from readapt_runtime.model.family import STATIC_ROPE, UnsupportedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """Rotary position embedding: inverse frequencies ``[head_dim / 2]`` and the factor on cos and sin."""
+
+    inv_freq: tuple[float, ...]
+    attention_scaling: float
+
+
+def read_rotary(raw: Any, head_dim: int) -> Rotary:
+    """Of a transformers config; the scaled variants are transformers' own functions. Raises UnsupportedModel."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    kind = raw.rope_parameters["rope_type"]
+    if kind == "default":
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
+        return Rotary(tuple((1.0 / raw.rope_parameters["rope_theta"] ** exponents).tolist()), 1.0)
+    if kind not in STATIC_ROPE:
+        raise UnsupportedModel(f"not supported: rope_type {kind!r}")
+    inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](raw, torch.device("cpu"))
+    return Rotary(tuple(inv_freq.tolist()), float(scaling))
