@@ -19,12 +19,12 @@ import torch
 
 from readapt_api.errors import Terminal
 from readapt_runtime.lora_format import Shape, linear_shapes
+from readapt_runtime.model.family import Document, read_dimensions
 from readapt_runtime.safe_tensors import Checkpoint, read_json_object
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 _BLOCK = 1 << 16
-_SAME = ("model_type", "num_hidden_layers")
 
 
 class DifferentModels(Terminal):
@@ -51,9 +51,7 @@ class CheckpointPair:
     def __init__(self, old: Path, new: Path) -> None:
         """Raises BadWeights, UnsupportedModel, DifferentModels (naming the first field or module that differs)."""
         old_config, new_config = (read_json_object(folder / "config.json") for folder in (old, new))
-        for field in _SAME:
-            if old_config.get(field) != new_config.get(field):
-                raise DifferentModels(f"config.json: {field} is {old_config.get(field)} and {new_config.get(field)}")
+        _require_same(old_config, new_config)
         self.shapes: Mapping[str, Shape] = linear_shapes(old_config)
         with ExitStack() as stack:
             self.old = stack.enter_context(Checkpoint(old))
@@ -122,6 +120,25 @@ def _unequal(name: str, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     delta[: new.shape[0]] = new
     delta[: old.shape[0]] -= old
     return delta
+
+
+def _require_same(old: Document, new: Document) -> None:
+    """Raises DifferentModels with the first field of config.json that makes these two models rather than two versions.
+
+    Two ways to cut a weight into heads are two functions of equal shapes.
+    """
+    ours, theirs = read_dimensions(old), read_dimensions(new)
+    facts = {
+        "model_type": (old["model_type"], new["model_type"]),
+        "num_hidden_layers": (ours.num_layers, theirs.num_layers),
+        "num_attention_heads": (ours.num_heads, theirs.num_heads),
+        "num_key_value_heads": (ours.num_kv_heads, theirs.num_kv_heads),
+        "head_dim": (ours.head_dim, theirs.head_dim),
+        **{key: (bool(old.get(key)), bool(new.get(key))) for key in ("attention_bias", "mlp_bias")},
+    }
+    for field, (before, after) in facts.items():
+        if before != after:
+            raise DifferentModels(f"config.json: {field} is {before} and {after}")
 
 
 def _check_shapes(name: str, shape: Shape, *checkpoints: Checkpoint) -> None:

@@ -35,8 +35,12 @@ _REFUSED_WHEN_SET = (
     "monteclora_config",
     "velora_config",
     "ensure_weight_tying",
+    "megatron_config",
 )
 """Options that change the function beyond B @ A, or that carry weights outside of the linear modules."""
+
+_CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Initialisations that also rewrite the base's weights: B @ A belongs to the rewritten ones, not to the base."""
 
 
 class _Document(BaseModel):
@@ -54,6 +58,7 @@ class _Document(BaseModel):
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     bias: str = "none"
+    init_lora_weights: bool | str = True
     use_rslora: bool = False
 
 
@@ -69,7 +74,7 @@ class PeftLoraConfig:
         if document.exclude_modules and _names(document.exclude_modules, name):
             return False
         if isinstance(document.target_modules, str):
-            return _names(document.target_modules, name)
+            return document.target_modules.lower() == "all-linear" or _names(document.target_modules, name)
         return _names(document.target_modules, name) and self._in_layers(name)
 
     def rank(self, name: str) -> int:
@@ -111,6 +116,11 @@ def parse_config(document: Mapping[str, object]) -> PeftLoraConfig:
             raise BadWeights(f"{ADAPTER_CONFIG}: target_modules: LoRA on {name} cannot be served")
     if parsed.bias != "none":
         raise BadWeights(f"{ADAPTER_CONFIG}: bias {parsed.bias!r} cannot be served, only 'none'")
+    if str(parsed.init_lora_weights).lower().startswith(_CHANGES_THE_BASE):
+        raise BadWeights(
+            f"{ADAPTER_CONFIG}: init_lora_weights {parsed.init_lora_weights!r} changes the base too and cannot be served; "
+            "save it with PEFT's path_initial_model_for_weight_conversion"
+        )
     if any(rank < 1 for rank in (parsed.rank_pattern or {}).values()):
         raise BadWeights(f"{ADAPTER_CONFIG}: rank_pattern: ranks start at 1")
     if not all(math.isfinite(alpha) for alpha in (parsed.alpha_pattern or {}).values()):
@@ -120,9 +130,9 @@ def parse_config(document: Mapping[str, object]) -> PeftLoraConfig:
 
 
 def _names(names: list[str] | str, module: str) -> bool:
-    """A string is a regular expression over the full name (or PEFT's shorthand), a list holds name suffixes."""
+    """A string is a regular expression over the full name, a list holds name suffixes."""
     if isinstance(names, str):
-        return names.lower() == "all-linear" or re.fullmatch(names, module) is not None
+        return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 

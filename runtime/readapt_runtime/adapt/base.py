@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from readapt_api.contract import Digest
 from readapt_api.errors import Terminal
+from readapt_runtime.model.config import read_config
 
 _LONGEST = 1024
 """Tokens of one example; longer prompts lose their beginning."""
@@ -56,7 +57,8 @@ class LoadedBase:
         """Logits [batch, last, vocab] of the last positions, in the model's dtype.
 
         ``tokens`` and ``positions`` [batch, length] int64; ``allowed`` [batch, length, length] bool: may query i
-        attend to key j. Every row must allow at least one key.
+        attend to key j. Every row must allow at least one key. A mask of one's own leaves a sliding window out, so
+        positions stay below ``max_tokens``.
         """
         mask = torch.zeros(allowed.shape, dtype=self.dtype).masked_fill(~allowed, torch.finfo(self.dtype).min)
         hidden = self.model.base_model(
@@ -86,8 +88,10 @@ def fix_threads() -> int:
 def load_base(folder: Path, digest: Digest, dtype: torch.dtype | None = None) -> LoadedBase:
     """Loads the model and tokenizer of a folder of safetensors; ``dtype`` None chooses as the module says.
 
-    Raises Terminal when transformers cannot make a causal language model of it.
+    Raises UnsupportedModel for what serving refuses too, Terminal when transformers cannot make a causal language
+    model of it.
     """
+    served = read_config(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with _quiet():
@@ -105,7 +109,7 @@ def load_base(folder: Path, digest: Digest, dtype: torch.dtype | None = None) ->
         raise Terminal(f"{folder.name}: not a loadable causal language model: {error}"[:500]) from error
     model.train(False)
     model.requires_grad_(False)
-    return LoadedBase(digest, model, tokenizer, min(_LONGEST, int(config.max_position_embeddings)))
+    return LoadedBase(digest, model, tokenizer, min(_LONGEST, served.longest))
 
 
 @contextmanager

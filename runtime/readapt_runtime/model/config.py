@@ -108,6 +108,11 @@ class DecoderConfig:
             for part in fused.slices
         }
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is computed exactly."""
+        return min(self.max_positions, self.sliding_window or self.max_positions)
+
     def require_length(self, max_model_len: int) -> None:
         """Raises UnsupportedModel where a sliding window is shorter than the longest sequence.
 
@@ -145,7 +150,7 @@ def _transformers_config(folder: Path) -> Any:
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, TypeError, StrictDataclassError) as error:
+    except (ValueError, LookupError, ArithmeticError, OSError, TypeError, StrictDataclassError) as error:
         raise UnsupportedModel(f"{folder}/config.json: {error}"[:500]) from error
 
 

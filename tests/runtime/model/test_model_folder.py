@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from readapt_runtime.lora_format import linear_shapes
 from readapt_runtime.model.config import read_config
-from readapt_runtime.model.family import UnsupportedModel
 from readapt_runtime.model.decoder import _rotary_tables
+from readapt_runtime.model.family import UnsupportedModel
 from readapt_runtime.model.weights import load_weights
 from readapt_runtime.safe_tensors import BadWeights
 from readapt_testing.tiny_engine import CPU, Tiny, ask, run_to_idle
@@ -47,21 +49,61 @@ def _edit(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-REFUSED = {
-    "another family": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
-    "attention bias": {"attention_bias": True},
-    "mlp bias": {"mlp_bias": True},
-    "activation": {"hidden_act": "gelu"},
-    "dynamic rope": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
-    "quantized": {"quantization_config": {"quant_method": "bitsandbytes"}},
+REFUSED: dict[str, tuple[dict[str, object], str]] = {
+    "another family": (
+        {"model_type": "gpt2"},
+        "model_type 'gpt2'; supported are llama, mistral, qwen2, qwen3, smollm3",
+    ),
+    "experts": ({"model_type": "mixtral"}, "model_type 'mixtral'"),
+    "no family": ({"model_type": None}, "model_type None"),
+    "attention bias of mistral": ({"model_type": "mistral", "attention_bias": True}, "attention_bias=True"),
+    "mlp bias of qwen2": ({"model_type": "qwen2", "mlp_bias": True}, "mlp_bias=True"),
+    "mlp bias of qwen3": ({"model_type": "qwen3", "mlp_bias": True}, "mlp_bias=True"),
+    "activation": ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+    "dynamic rope": ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
+    "long rope, as older configs say it": (
+        {"rope_scaling": {"type": "longrope", "factor": 2.0}},
+        "rope_type 'longrope'",
+    ),
+    "rope of half a head": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+    "rope of half a head, inside": (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        "partial_rotary_factor=0.5",
+    ),
+    "quantized": ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
+    "groups that do not divide": ({"num_key_value_heads": 3}, "4 heads do not divide into 3 groups"),
+    "an odd head": ({"head_dim": 15}, "head_dim=15"),
+    "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    "a text for a number": ({"hidden_size": "64"}, "hidden_size is '64'"),
 }
+ONLY_SERVING: dict[str, tuple[dict[str, object], str]] = {
+    "another text for a number": ({"vocab_size": "many"}, "vocab_size"),
+    "yarn without its factor": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "factor"),
+    "a window of nothing": (
+        {"model_type": "qwen3", "layer_types": ["sliding_attention"] * 3, "use_sliding_window": False},
+        "sliding_window=None",
+    ),
+    "fewer rotary flags than layers": ({"model_type": "smollm3", "no_rope_layers": [1]}, "config.json"),
+    "fewer rotary flags than layers, known to be full": (
+        {"model_type": "smollm3", "no_rope_layers": [1], "layer_types": ["full_attention"] * 3},
+        "no_rope_layers of 1 for 3 layers",
+    ),
+}
+"""Of no concern for what reads tensors only."""
 
 
-@pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_not_implemented_is_refused(folder: Path, change: dict[str, object]) -> None:
+@pytest.mark.parametrize(("change", "message"), (REFUSED | ONLY_SERVING).values(), ids=(REFUSED | ONLY_SERVING).keys())
+def test_what_is_not_implemented_is_refused_by_name(folder: Path, change: dict[str, object], message: str) -> None:
     _edit(folder, **change)
-    with pytest.raises(UnsupportedModel, match="not supported"):
+    with pytest.raises(UnsupportedModel, match=re.escape(message)):
         read_config(folder)
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_drift_extraction_and_adapters_refuse_the_same(folder: Path, change: dict[str, object], message: str) -> None:
+    _edit(folder, **change)
+    with pytest.raises(UnsupportedModel, match=re.escape(message)):
+        linear_shapes(json.loads((folder / "config.json").read_text()))
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
@@ -111,15 +153,23 @@ def test_an_untied_sharded_model_answers_as_transformers_does(tmp_path: Path) ->
     tiny.oracle.assert_greedy(None, prompt, answer.tokens, 20)
 
 
-def _damage(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
+def _edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)
-    del tensors[name]
-    if tensor is not None:
-        tensors[name] = tensor
+    edit(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def _damage(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[name]
+        if tensor is not None:
+            tensors[name] = tensor
+
+    _edit_tensors(folder, edit)
+
+
+LAYER, ONE = "model.layers.0.self_attn", torch.ones(1)
 DAMAGE = {
     "missing": None,
     "wrong shape": torch.zeros(64, 63),
@@ -133,6 +183,35 @@ def test_damaged_weights_are_refused_by_name(folder: Path, tensor: torch.Tensor 
     _damage(folder, name, tensor)
     with pytest.raises(BadWeights, match=r"layers\.1\.self_attn\.q_proj"):
         load_weights(folder, read_config(folder), torch.float32, CPU)
+
+
+def test_a_tensor_that_the_config_does_not_mention_is_refused(folder: Path) -> None:
+    """A bias that the config denies would be missing from every answer."""
+    name = "model.layers.0.self_attn.q_proj.bias"
+    _edit_tensors(folder, lambda tensors: tensors.update({name: torch.ones(64)}))
+    with pytest.raises(BadWeights, match=f"no place for the tensor {name}"):
+        load_weights(folder, read_config(folder), torch.float32, CPU)
+    _edit_tensors(folder, lambda tensors: (tensors.pop(name), tensors.update({f"{LAYER}.rotary_emb.inv_freq": ONE})))
+    load_weights(folder, read_config(folder), torch.float32, CPU)
+
+
+@pytest.mark.parametrize("equal", [True, False], ids=["equal", "other values"])
+def test_a_tied_head_that_is_stored_is_what_transformers_makes_of_it(folder: Path, equal: bool) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + (0 if equal else 0.1)
+
+    _edit_tensors(folder, edit)
+    weights = load_weights(folder, read_config(folder), torch.float32, CPU)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert torch.equal(weights.lm_head, model.lm_head.weight)
+    assert (weights.lm_head is weights.embedding) is equal
+
+
+def test_values_that_the_serving_dtype_cannot_hold_are_refused(folder: Path) -> None:
+    _damage(folder, "model.norm.weight", torch.full((64,), 1e30))
+    load_weights(folder, read_config(folder), torch.bfloat16, CPU)
+    with pytest.raises(BadWeights, match=r"model\.norm\.weight as torch\.float16"):
+        load_weights(folder, read_config(folder), torch.float16, CPU)
 
 
 def test_bfloat16_stays_near_float32(tiny: Tiny) -> None:

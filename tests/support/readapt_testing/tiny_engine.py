@@ -54,12 +54,13 @@ class Tiny:
         limits: EngineLimits | None = None,
         order: PageOrder | None = None,
         clock: Callable[[], float] = lambda: 0.0,
+        max_model_len: int = 512,
     ) -> Engine:
         layout = PageLayout.of(self.config)
         pool = PagePool(layout, num_pages * layout.page_bytes(torch.float32), torch.float32, CPU, order)
         pool.pages.fill_(float("nan"))  # whatever is read before it is written shows
         weights = load_weights(self.base, self.config, torch.float32, CPU)
-        decoder = Decoder(self.config, weights, TorchAttention(self.config, pool), TorchLora(pool), 512)
+        decoder = Decoder(self.config, weights, TorchAttention(self.config, pool), TorchLora(pool), max_model_len)
         return Engine(decoder, pool, limits or EngineLimits(), clock)
 
 

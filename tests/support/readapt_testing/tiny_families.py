@@ -140,10 +140,14 @@ class Recorder:
 
 
 def answer_and_logits(
-    tiny: Tiny, asked: Mapping[tuple[int, ...], Variant | None], max_tokens: int, limits: EngineLimits
+    tiny: Tiny,
+    asked: Mapping[tuple[int, ...], Variant | None],
+    max_tokens: int,
+    limits: EngineLimits,
+    max_model_len: int = 512,
 ) -> dict[tuple[int, ...], tuple[list[int], torch.Tensor]]:
     """Prompt -> (its answer, logits ``[tokens of the answer, vocab]``), all prompts in one engine, greedily."""
-    engine: Engine = tiny.engine(limits=limits)
+    engine: Engine = tiny.engine(limits=limits, max_model_len=max_model_len)
     recorder = Recorder(engine._model)
     engine._model = recorder
     answers = {prompt: ask(engine, list(prompt), variant, max_tokens)[1] for prompt, variant in asked.items()}
