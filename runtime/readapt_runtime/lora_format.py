@@ -141,6 +141,10 @@ def _why_unexpected(key: str, shapes: Mapping[str, object]) -> str:
         return f"{key}: every key must start with {_PREFIX}"
     if "lora_magnitude_vector" in key:
         return f"{key}: DoRA cannot be served"
+    if "lora_embedding_" in key or ".embed_tokens." in key:
+        return f"{key}: LoRA on embeddings cannot be served"
+    if key.startswith(f"{_PREFIX}lm_head."):
+        return f"{key}: LoRA on the output head cannot be served"
     if match is None:
         return f"{key}: neither a lora_A nor a lora_B weight"
     if match["module"] in shapes:

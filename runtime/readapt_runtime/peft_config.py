@@ -118,8 +118,8 @@ def parse_config(document: Mapping[str, object]) -> PeftLoraConfig:
         raise BadWeights(f"{ADAPTER_CONFIG}: bias {parsed.bias!r} cannot be served, only 'none'")
     if str(parsed.init_lora_weights).lower().startswith(_CHANGES_THE_BASE):
         raise BadWeights(
-            f"{ADAPTER_CONFIG}: init_lora_weights {parsed.init_lora_weights!r} changes the base too and cannot be served; "
-            "save it with PEFT's path_initial_model_for_weight_conversion"
+            f"{ADAPTER_CONFIG}: init_lora_weights {parsed.init_lora_weights!r} changes the base too and cannot be "
+            "served; PEFT saves such an adapter as plain LoRA with path_initial_model_for_weight_conversion"
         )
     if any(rank < 1 for rank in (parsed.rank_pattern or {}).values()):
         raise BadWeights(f"{ADAPTER_CONFIG}: rank_pattern: ranks start at 1")
