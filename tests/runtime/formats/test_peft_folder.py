@@ -156,6 +156,14 @@ def edit_tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[
     return change
 
 
+def in_turn(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for one in changes:
+            one(folder)
+
+    return change
+
+
 def swap(tensors: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
     assert PREFIX + name in tensors
     tensors[PREFIX + name] = value
@@ -177,11 +185,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "another method": (set_option(peft_type="LOHA"), "LOHA"),
     "lm_head": (set_option(target_modules=["q_proj", "lm_head"]), "lm_head"),
     "lm_head by a pattern": (
-        lambda f: (
-            set_option(target_modules=r".*(_proj|lm_head)")(f),
-            edit_tensors(lambda t: t.update({f"{PREFIX}lm_head.lora_A.weight": torch.ones(4, 64)}))(f),
-        )
-        and None,
+        in_turn(
+            set_option(target_modules=r".*(_proj|lm_head)"),
+            edit_tensors(lambda t: t.update({f"{PREFIX}lm_head.lora_A.weight": torch.ones(4, 64)})),
+        ),
         "output head",
     ),
     "embeddings by their key": (

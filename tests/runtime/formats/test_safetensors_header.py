@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from readapt_runtime import safe_tensors
 from readapt_runtime.safe_tensors import BadWeights, Checkpoint, FileChanged, TensorFile
 
 TENSORS = {
@@ -224,3 +225,30 @@ def test_a_folder_of_pickles_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(BadWeights, match=r"pytorch_model\.bin is a pickle"):
         Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("block", [1, 5, 1 << 20], ids=lambda elements: f"blocks of {elements}")
+def test_tensors_are_read_into_their_place_in_its_dtype(
+    path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, block: int
+) -> None:
+    monkeypatch.setattr(safe_tensors, "_READ_BLOCK", block)
+    with TensorFile(path) as file:
+        for name, stored in TENSORS.items():
+            whole = torch.full((stored.shape[0] + 2, stored.shape[1]), 7.0, dtype=dtype)
+            file.read_into(name, whole[1:-1])
+            assert torch.equal(whole[1:-1], stored.to(dtype))
+            assert bool((whole[0] == 7).all())
+            assert bool((whole[-1] == 7).all())
+
+
+def test_a_place_of_another_shape_is_a_bug_that_shows(path: Path) -> None:
+    with TensorFile(path) as file, pytest.raises(ValueError, match=r"b\.weight .*\[4, 6\].*\[6, 4\]"):
+        file.read_into("b.weight", torch.empty(6, 4))
+
+
+def test_values_that_are_not_finite_are_refused_in_their_place_too(tmp_path: Path) -> None:
+    save_file({"x": torch.tensor([1.0, float("inf")])}, tmp_path / "x.safetensors")
+    for dtype in (torch.float32, torch.bfloat16):
+        with TensorFile(tmp_path / "x.safetensors") as file, pytest.raises(BadWeights, match="x: NaN or infinite"):
+            file.read_into("x", torch.empty(2, dtype=dtype))

@@ -18,6 +18,7 @@ from readapt_api.digest import digest_path, hash_file, list_source, variant_dige
 from readapt_api.jobs import FetchRequest, FetchRole, FetchSource
 from readapt_runtime.jobs.fetch import source as fetch_source
 from readapt_runtime.probe import candidate_prompts, record
+from readapt_testing.tiny_families import FAMILIES, write_family, write_lora
 from readapt_testing.tiny_llama import Oracle, write_adapter_folder, write_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -43,6 +44,31 @@ def test_a_base_is_published_under_the_digest_that_users_pin(bench: Any, source:
     artifact = bench.store.open(found.digest, verify=True)
     assert artifact.manifest.kind is ArtifactKind.BASE
     assert artifact.manifest.architecture == found.architecture
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3 untied, biased, yarn", "mistral untied", "smollm3"])
+def test_a_base_of_each_family_is_fetched_and_its_adapter_too(bench: Any, tmp_path: Path, family: str) -> None:
+    base = write_family(tmp_path / "base", FAMILIES[family])
+    adapter = write_lora(tmp_path / "adapter", base)
+    ended = bench.run(FetchRequest(role=FetchRole.BASE, sources=(FetchSource(uri="pvc://m/base", path=str(base)),)))
+    assert ended.code == 0, ended.summary.message
+    model = AutoModelForCausalLM.from_pretrained(base)
+    assert ended.summary.fetch.architecture.parameters == model.num_parameters()
+    assert ended.summary.fetch.architecture.model_type == FAMILIES[family]["model_type"]
+    sources = (FetchSource(uri="pvc://m/adapter", path=str(adapter)),)
+    ended = bench.run(FetchRequest(role=FetchRole.ADAPTER, sources=sources, base=ended.summary.fetch.digest))
+    assert ended.code == 0, ended.summary.message
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.self_attn.q_proj.bias", "model.layers.1.self_attn.o_proj.bias"], ids=["lacking", "extra"]
+)
+def test_biases_other_than_the_familys_are_refused(bench: Any, tmp_path: Path, name: str) -> None:
+    base = write_family(tmp_path / "base", FAMILIES["qwen2"])
+    edit(lambda t: t.pop(name) if name in t else t.update({name: torch.ones(48)}))(base)
+    ended = bench.run(FetchRequest(role=FetchRole.BASE, sources=(FetchSource(uri="pvc://m/base", path=str(base)),)))
+    assert (ended.code, ended.summary.reason) == (64, "BadWeights")
+    assert name in ended.summary.message
 
 
 def test_a_wrong_digest_is_shown_beside_the_right_one(bench: Any, source: Make, sources: Path) -> None:
