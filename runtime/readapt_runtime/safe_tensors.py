@@ -131,7 +131,7 @@ class TensorFile:
         direct = out.dtype == info.dtype and out.device.type == "cpu"
         staging = torch.empty(0 if direct else min(_READ_BLOCK, info.elements), dtype=info.dtype)
         begin = info.begin
-        for place in out.view(-1).split(_READ_BLOCK):
+        for place in torch.split(out.view(-1), _READ_BLOCK):
             block = place if direct else staging[: place.numel()]
             _read_into(self._descriptor, block.view(torch.uint8).numpy().data, begin, self.path.name)
             begin += block.nbytes

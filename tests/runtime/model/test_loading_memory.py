@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 MIB = 1 << 20
-BLOCKS = 24 * MIB
+BLOCKS = 16 * MIB
 """Beside the copy: one block of the file (8 MiB) and its conversion, and what the allocator keeps."""
 
 _LOAD = """
@@ -34,18 +34,18 @@ limit = private("VmData") + allowed
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 before = private("RssAnon")
 weights = load_weights(folder, config, dtype, cpu)
-held = [weights.embedding, weights.norm] + [t for layer in weights.layers for t in layer.linears.values()]
-print(private("RssAnon") - before, sum(t.nbytes for t in held), weights.lm_head is weights.embedding)
+held = [weights.embedding, weights.lm_head] + [t for layer in weights.layers for t in layer.linears.values()]
+print(private("RssAnon") - before, sum(t.nbytes for t in held))
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 60 MB in float32, most of it in one tensor: a copy of that one would not go unnoticed."""
+    """About 65 MB in float32, the last tensor 25 MB of it: a copy of that one would not go unnoticed."""
     target = tmp_path_factory.mktemp("model")
-    sizes = {"vocab_size": 40_000, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 5}
+    sizes = {"vocab_size": 24_000, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 5}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
-    config = CONFIG_MAPPING["qwen2"].from_dict({"model_type": "qwen2", "tie_word_embeddings": True, **sizes, **heads})
+    config = CONFIG_MAPPING["qwen2"].from_dict({"model_type": "qwen2", "tie_word_embeddings": False, **sizes, **heads})
     AutoModelForCausalLM.from_config(config).to(torch.float32).save_pretrained(target)
     return target
 
@@ -57,8 +57,7 @@ def test_no_second_copy_is_held_while_loading(folder: Path, dtype: str, width: i
     command = [sys.executable, "-W", "ignore", "-c", _LOAD, str(folder), dtype, str(model + BLOCKS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    grown, held, tied = done.stdout.split()
-    assert tied == "True"
+    grown, held = done.stdout.split()
     assert int(held) == pytest.approx(model, rel=0.01)
     assert int(grown) < model + BLOCKS
 
