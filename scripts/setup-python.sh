@@ -23,6 +23,15 @@ if [ -z "$python" ]; then
   [ -n "$python" ] || { say "Python 3.11 or newer with the venv module is needed: apt-get install python3 python3-venv"; exit 1; }
 fi
 
+if ! command -v g++ >/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing g++ with apt-get (about 20 s): decoding on a CPU is compiled"
+    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y g++ >/dev/null
+  else
+    say "g++ is missing: tests of the CPU kernels will fail, serving on a CPU will be slow"
+  fi
+fi
+
 free_gb=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
 if [ ! -d .venv ] && [ "$free_gb" -lt 8 ]; then
   say "the virtual environment takes 5 GB and its downloads 3 GB; only ${free_gb} GB are free here: make room first"

@@ -112,7 +112,7 @@ class Request:
         return len(self.prompt) + (0 if self.score_ids else self.sampling.max_tokens)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ResidentAdapter:
     """A variant whose pages are in the pool."""
 

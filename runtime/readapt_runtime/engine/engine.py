@@ -39,7 +39,11 @@ class Model(Protocol):
     """What the engine runs."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits float32 ``[sampled rows, vocab]``; writes the keys and values of all rows into the pool."""
+        """Logits ``[sampled rows, vocab]``; writes the keys and values of all rows into the pool."""
+        ...
+
+    def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first largest of each row (int64), and whether the row is finite (bool)."""
         ...
 
 
@@ -89,8 +93,9 @@ class Engine:
         sampling = batch.sampling_rows
         if not sampling:
             return
-        finite = logits.sum(dim=-1).isfinite().tolist()  # a NaN or an infinity anywhere in the row shows in its sum
-        tokens = sample(logits, [row.seq for row in sampling])
+        best, are_finite = self._model.greedy(logits)
+        finite = are_finite.tolist()
+        tokens = sample(logits, best, [row.seq for row in sampling])
         for index, row in enumerate(sampling):
             if not finite[index]:
                 self._fail(row.seq, NonFiniteLogits("the model answered with NaN or infinity"))
@@ -113,7 +118,7 @@ class Engine:
             self._finish(seq, Token(token, finish))
 
     def _score(self, row: Row, logits: torch.Tensor) -> None:
-        log_probs = logits.log_softmax(dim=-1)[list(row.seq.request.score_ids)]
+        log_probs = logits.float().log_softmax(dim=-1)[list(row.seq.request.score_ids)]
         self._finish(row.seq, Scores(tuple(log_probs.tolist())))
 
     def _finish(self, seq: Sequence, event: Event) -> None:

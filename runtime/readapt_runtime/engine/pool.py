@@ -45,7 +45,7 @@ class PageOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PageLayout:
-    """The shape of a page: ``elements`` per layer, ``[2, tokens, kv heads, head dim]`` when it holds KV."""
+    """The shape of a page: ``elements`` per layer, keys and then values when it holds KV."""
 
     num_layers: int
     num_kv_heads: int
@@ -145,10 +145,21 @@ class PagePool:
         for page in entry.pages:
             insort(self._free, page)
 
-    def kv(self, layer: int) -> torch.Tensor:
-        """``[num_pages, 2, block tokens, kv heads, head dim]``: K and V of a layer."""
-        layout = self.layout
-        return self.pages[:, layer].view(self.num_pages, 2, BLOCK_TOKENS, layout.num_kv_heads, layout.head_dim)
+    def kv(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of the keys and of the values of a layer, ``[num_pages, block tokens, kv heads, head dim]``.
+
+        In memory a block is ``[tokens, kv heads, dim]`` for GPUs; for CPUs keys are ``[kv heads, dim, tokens]`` and
+        values ``[kv heads, tokens, dim]``, so that both products of attention run along contiguous lanes.
+        """
+        heads, dim = self.layout.num_kv_heads, self.layout.head_dim
+        keys, values = self.pages[:, layer].view(self.num_pages, 2, -1).unbind(1)
+        if self.order is PageOrder.PAGE_MAJOR:
+            shape = (self.num_pages, BLOCK_TOKENS, heads, dim)
+            return keys.view(shape), values.view(shape)
+        return (
+            keys.view(self.num_pages, heads, dim, BLOCK_TOKENS).permute(0, 3, 1, 2),
+            values.view(self.num_pages, heads, BLOCK_TOKENS, dim).transpose(1, 2),
+        )
 
     def flat(self, entry: Entry, layer: int) -> torch.Tensor:
         """``[pages * elements]`` of an entry in one layer: a view when its pages are neighbours, else a copy."""

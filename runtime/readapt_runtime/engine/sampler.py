@@ -12,12 +12,12 @@ from readapt_runtime.engine.core import Sequence
 GREEDY_BELOW = 1e-5
 
 
-def sample(logits: torch.Tensor, seqs: list[Sequence]) -> list[int]:
-    """One token per row: logits ``[rows, vocab]`` float32; greedy rows take the first largest."""
-    tokens = logits.argmax(dim=-1)
+def sample(logits: torch.Tensor, best: torch.Tensor, seqs: list[Sequence]) -> list[int]:
+    """One token per row: logits ``[rows, vocab]``; greedy rows take ``best``, the first largest int64 ``[rows]``."""
+    tokens = best.clone()
     random_rows = [i for i, seq in enumerate(seqs) if seq.request.sampling.temperature >= GREEDY_BELOW]
     if random_rows:
-        tokens[random_rows] = _draw(logits[random_rows], [seqs[i] for i in random_rows])
+        tokens[random_rows] = _draw(logits[random_rows].float(), [seqs[i] for i in random_rows])
     return [int(token) for token in tokens.tolist()]
 
 

@@ -1,11 +1,12 @@
 """Attention over the page pool: the protocol, and the backend in plain torch.
 
-``plan`` sees the batch once per step, ``run`` is called per layer: it writes the step's keys and values into their
-pages and returns what each token attends to.
+``plan`` sees the batch once per step, ``run`` is called per layer: it rotates the step's queries and keys, writes keys
+and values into their pages and returns what each token attends to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,19 @@ import torch.nn.functional as F
 from readapt_runtime.engine.core import Batch, Row
 from readapt_runtime.engine.pool import BLOCK_TOKENS, PagePool, kv_pages
 from readapt_runtime.model.config import DecoderConfig
+from readapt_runtime.model.rotary import rotate
+
+
+@dataclass(frozen=True, slots=True)
+class QkNorm:
+    """Weights of the norms over single heads of queries and keys, ``[head dim]`` each (Qwen3)."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+
+
+PlacedRow = tuple[int, Row]
+"""A row, and which token of the batch is its first."""
 
 
 class AttentionBackend(Protocol):
@@ -22,96 +36,137 @@ class AttentionBackend(Protocol):
         """Prepares page tables and masks; valid until the next plan."""
         ...
 
-    def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """q ``[tokens, heads, dim]``, k and v ``[tokens, kv heads, dim]`` -> ``[tokens, heads * dim]``; causal."""
+    def run(self, layer: int, qkv: torch.Tensor, norm: QkNorm | None) -> torch.Tensor:
+        """qkv ``[tokens, (heads + 2 kv heads) * dim]``, overwritten -> ``[tokens, heads * dim]``; causal."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    """Rows of one query length, attended together: all decode rows, or one stretch of a prompt."""
+class _Prompt:
+    """A row of several queries."""
 
-    tokens: torch.Tensor  # int64 [sequences * queries]: which tokens of the batch
-    queries: int
-    pages: torch.Tensor  # int64 [sequences * pages]
-    visible: torch.Tensor  # bool [sequences, 1, group * queries, pages * block]
+    rows: slice  # tokens of the batch
+    pages: torch.Tensor | None  # int64 [pages of the context]; None when the row begins the sequence
+    visible: torch.Tensor | None  # bool [queries, pages * block]
+
+
+class PromptAttention:
+    """Rows of several queries, each by one scaled_dot_product_attention; a row without a past reads no page."""
+
+    def __init__(self, config: DecoderConfig, pool: PagePool) -> None:
+        self._pool = pool
+        self._heads, self._kv_heads, self._dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self._prompts: list[_Prompt] = []
+
+    def plan(self, prompts: Sequence[PlacedRow]) -> None:
+        device = self._pool.device
+        self._prompts = [_prompt(first, row, device) for first, row in prompts]
+
+    def run(self, layer: int, qkv: torch.Tensor, out: torch.Tensor) -> None:
+        """Fills the rows' part of out ``[tokens, heads * dim]``; queries and keys of qkv are rotated already."""
+        for prompt in self._prompts:
+            heads = qkv[prompt.rows].view(-1, self._heads + 2 * self._kv_heads, self._dim).transpose(0, 1)
+            q, k, v = torch.split(heads, [self._heads, self._kv_heads, self._kv_heads])
+            if prompt.pages is not None:
+                k, v = (self._context(side, prompt.pages) for side in self._pool.kv(layer))
+            causal = prompt.visible is None
+            mixed = F.scaled_dot_product_attention(
+                q[None], k[None], v[None], attn_mask=prompt.visible, is_causal=causal, enable_gqa=True
+            )
+            out[prompt.rows] = mixed[0].transpose(0, 1).reshape(-1, self._heads * self._dim)
+
+    def _context(self, side: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+        """``[kv heads, tokens, dim]`` of some pages."""
+        return side[pages].flatten(0, 1).transpose(0, 1)
+
+
+def _prompt(first: int, row: Row, device: torch.device) -> _Prompt:
+    rows = slice(first, first + row.count)
+    if row.start == 0:
+        return _Prompt(rows, None, None)
+    end = row.start + row.count
+    pages = torch.tensor(pages_of(row)[: kv_pages(end)], device=device)
+    last_seen = torch.arange(row.start, end, device=device)
+    visible = torch.arange(len(pages) * BLOCK_TOKENS, device=device)[None, :] <= last_seen[:, None]
+    return _Prompt(rows, pages, visible)
 
 
 class TorchAttention:
-    """Gathers pages and calls scaled_dot_product_attention: one gather per layer for all decode rows."""
+    """Decode rows together: one gather of their pages and one scaled_dot_product_attention per layer."""
 
-    def __init__(self, config: DecoderConfig, pool: PagePool) -> None:
+    def __init__(self, config: DecoderConfig, pool: PagePool, tables: tuple[torch.Tensor, torch.Tensor]) -> None:
         self._pool = pool
         self._kv_heads = config.num_kv_heads
         # query heads that share a KV head are queries of one head here: no copy of K and V per query head
         self._group_size = config.num_heads // config.num_kv_heads
         self._head_dim = config.head_dim
-        self._page_of = torch.empty(0)
-        self._slot_of = torch.empty(0)
-        self._groups: list[_Group] = []
+        self._all_cos, self._all_sin = tables
+        self._rotates, self._eps = config.rotary_layers, config.rms_norm_eps
+        self._prompts = PromptAttention(config, pool)
+        self._cos = self._sin = torch.empty(0)
+        self._page_of = self._slot_of = torch.empty(0)
+        self._tokens = self._pages = self._visible = torch.empty(0)
 
     def plan(self, batch: Batch) -> None:
-        device = batch.positions.device
-        pages = [
-            _pages(row)[at // BLOCK_TOKENS] for row in batch.rows for at in range(row.start, row.start + row.count)
-        ]
-        self._page_of = torch.tensor(pages, dtype=torch.int64, device=device)
+        self._cos, self._sin = (table[batch.positions].unsqueeze(1) for table in (self._all_cos, self._all_sin))
+        self._page_of = page_of_tokens(batch)
         self._slot_of = batch.positions % BLOCK_TOKENS
-        self._groups = [self._group(members, device) for members in _by_length(batch)]
-
-    def _group(self, members: list[tuple[int, Row]], device: torch.device) -> _Group:
-        queries = members[0][1].count
-        width = max(kv_pages(row.start + row.count) for _, row in members)
-        tables = [_padded(_pages(row), width) for _, row in members]
-        starts = torch.tensor([row.start for _, row in members], device=device)
-        last_seen = starts[:, None] + torch.arange(queries, device=device)  # [sequences, queries]
+        decode, prompts = by_kind(batch)
+        self._prompts.plan(prompts)
+        device = self._pool.device
+        self._tokens = torch.tensor([first for first, _ in decode], dtype=torch.int64, device=device)
+        width = max((kv_pages(row.start + 1) for _, row in decode), default=0)
+        tables = [_padded(pages_of(row), width) for _, row in decode]
+        self._pages = torch.tensor([page for table in tables for page in table], dtype=torch.int64, device=device)
         context = torch.arange(width * BLOCK_TOKENS, device=device)
-        visible = context[None, None, :] <= last_seen[:, :, None]  # [sequences, queries, context]
-        return _Group(
-            tokens=torch.tensor([first + i for first, _ in members for i in range(queries)], device=device),
-            queries=queries,
-            pages=torch.tensor([page for table in tables for page in table], device=device),
-            visible=visible.repeat(1, self._group_size, 1).unsqueeze(1),
-        )
+        self._visible = (context[None, :] <= batch.positions[self._tokens][:, None])[:, None, None, :]
 
-    def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        kv = self._pool.kv(layer)
-        kv[:, 0][self._page_of, self._slot_of] = k
-        kv[:, 1][self._page_of, self._slot_of] = v
-        if len(self._groups) == 1:
-            return self._attend(self._groups[0], q, kv)
-        out = torch.empty(q.shape[0], q.shape[1] * self._head_dim, dtype=q.dtype, device=q.device)
-        for group in self._groups:
-            out[group.tokens] = self._attend(group, q[group.tokens], kv)
+    def run(self, layer: int, qkv: torch.Tensor, norm: QkNorm | None) -> torch.Tensor:
+        heads, kv_heads, dim = self._kv_heads * self._group_size, self._kv_heads, self._head_dim
+        q, k, v = torch.split(qkv.view(qkv.shape[0], -1, dim), [heads, kv_heads, kv_heads], dim=1)
+        if norm is not None:
+            q.copy_(F.rms_norm(q, norm.q.shape, norm.q, self._eps))
+            k.copy_(F.rms_norm(k, norm.k.shape, norm.k, self._eps))
+        if self._rotates[layer]:
+            q.copy_(rotate(q, self._cos, self._sin))
+            k.copy_(rotate(k, self._cos, self._sin))
+        keys, values = self._pool.kv(layer)
+        keys[self._page_of, self._slot_of] = k
+        values[self._page_of, self._slot_of] = v
+        out = torch.empty(qkv.shape[0], heads * dim, dtype=qkv.dtype, device=qkv.device)
+        if len(self._tokens):
+            out[self._tokens] = self._decode(q[self._tokens], keys, values)
+        self._prompts.run(layer, qkv, out)
         return out
 
-    def _attend(self, group: _Group, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        seqs, heads, size, dim = group.visible.shape[0], self._kv_heads, self._group_size, self._head_dim
-        keys = kv[:, 0].index_select(0, group.pages).view(seqs, -1, heads, dim).transpose(1, 2)
-        values = kv[:, 1].index_select(0, group.pages).view(seqs, -1, heads, dim).transpose(1, 2)
-        # [seqs, queries, kv heads, group, dim] -> [seqs, kv heads, group * queries, dim]
-        folded = q.view(seqs, group.queries, heads, size, dim).permute(0, 2, 3, 1, 4)
-        folded = folded.reshape(seqs, heads, size * group.queries, dim)
-        out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=group.visible)
-        out = out.view(seqs, heads, size, group.queries, dim).permute(0, 3, 1, 2, 4)
-        return out.reshape(seqs * group.queries, heads * size * dim)
+    def _decode(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        seqs, heads, size, dim = q.shape[0], self._kv_heads, self._group_size, self._head_dim
+        keys, values = (
+            side.index_select(0, self._pages).view(seqs, -1, heads, dim).transpose(1, 2) for side in (keys, values)
+        )
+        folded = q.view(seqs, heads, size, dim)
+        return F.scaled_dot_product_attention(folded, keys, values, attn_mask=self._visible).reshape(seqs, -1)
 
 
-def _by_length(batch: Batch) -> list[list[tuple[int, Row]]]:
-    """(first token, row) of the rows in groups: those with one query together, each longer one alone."""
-    single: list[tuple[int, Row]] = []
-    groups: list[list[tuple[int, Row]]] = []
+def by_kind(batch: Batch) -> tuple[list[PlacedRow], list[PlacedRow]]:
+    """Rows of one query, and rows of several."""
+    decode: list[PlacedRow] = []
+    prompts: list[PlacedRow] = []
     first = 0
     for row in batch.rows:
-        if row.count == 1:
-            single.append((first, row))
-        else:
-            groups.append([(first, row)])
+        (decode if row.count == 1 else prompts).append((first, row))
         first += row.count
-    return [*groups, single] if single else groups
+    return decode, prompts
 
 
-def _pages(row: Row) -> tuple[int, ...]:
+def page_of_tokens(batch: Batch) -> torch.Tensor:
+    """int64 ``[tokens]``: the page that takes each token's keys and values."""
+    pages = [pages_of(row)[at // BLOCK_TOKENS] for row in batch.rows for at in range(row.start, row.start + row.count)]
+    return torch.tensor(pages, dtype=torch.int64, device=batch.positions.device)
+
+
+def pages_of(row: Row) -> tuple[int, ...]:
+    """The KV pages of a row's sequence, in order."""
     if row.seq.kv is None:
         raise RuntimeError("a row of a sequence that was never admitted")
     return row.seq.kv.pages

@@ -1,6 +1,6 @@
 """Rotary position embedding as the config describes it: frequencies that hold for every position.
 
-In: a transformers config with its ``rope_parameters``. Out: ``Rotary``. Next: the decoder makes tables of it.
+In: a transformers config with its ``rope_parameters``. Out: ``Rotary``, and from it the tables of attention backends.
 """
 
 from __future__ import annotations
@@ -33,3 +33,17 @@ def read_rotary(raw: Any, head_dim: int) -> Rotary:
         raise UnsupportedModel(f"not supported: rope_type {kind!r}")
     inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](raw, torch.device("cpu"))
     return Rotary(tuple(inv_freq.tolist()), float(scaling))
+
+
+def rotary_tables(rotary: Rotary, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin ``[length, head_dim]``, computed in float32, in the dtype and on the device of ``like``."""
+    inv_freq = torch.tensor(rotary.inv_freq, dtype=torch.float32)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), inv_freq)
+    angles = torch.cat((angles, angles), dim=-1)
+    return (angles.cos() * rotary.attention_scaling).to(like), (angles.sin() * rotary.attention_scaling).to(like)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates pairs (i, i + dim/2): x ``[tokens, heads, dim]``, cos and sin ``[tokens, 1, dim]``."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 
+from readapt_runtime.model.attention import QkNorm
 from readapt_runtime.model.config import DecoderConfig, FusedLinear, Linear
+from readapt_runtime.model.ops import LinearOp, Ops
 from readapt_runtime.safe_tensors import BadWeights, Checkpoint, TensorInfo
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -23,12 +25,10 @@ _IGNORED = "rotary_emb.inv_freq"
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    linears: Mapping[Linear, torch.Tensor]  # [out, in] each
-    biases: Mapping[Linear, torch.Tensor]  # [out] each; only the linears that have one
+    linears: Mapping[Linear, LinearOp]
     input_norm: torch.Tensor  # [hidden]
     post_attention_norm: torch.Tensor  # [hidden]
-    q_norm: torch.Tensor | None  # [head dim], with ``qk_norm``
-    k_norm: torch.Tensor | None
+    qk_norm: QkNorm | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +36,26 @@ class DecoderWeights:
     embedding: torch.Tensor  # [vocab, hidden]
     layers: tuple[LayerWeights, ...]
     norm: torch.Tensor  # [hidden]
-    lm_head: torch.Tensor  # [vocab, hidden]; the embedding itself when tied
+    lm_head: LinearOp  # of the embedding when tied
 
 
-def load_weights(folder: Path, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
-    """Raises BadWeights unless the tensors are those of the config: names, shapes, finite values, and no others.
+def load_weights(
+    folder: Path, config: DecoderConfig, dtype: torch.dtype, device: torch.device, ops: Ops
+) -> DecoderWeights:
+    """Each weight of a product is handed to ``ops`` as soon as it is complete, and let go of.
+
+    Raises BadWeights unless the tensors are those of the config: names, shapes, finite values, and no others.
 
     A tensor that the config does not mention (a bias, say) would change the answers if it were left out in silence.
     """
     with Checkpoint(folder) as checkpoint:
-        reader = _Reader(checkpoint, checkpoint.infos, config, dtype, device)
+        reader = _Reader(checkpoint, checkpoint.infos, config, dtype, device, ops)
         embedding = reader.tensor(_EMBEDDING, config.vocab_size, config.hidden_size)
         weights = DecoderWeights(
             embedding=embedding,
             layers=tuple(reader.layer(i) for i in range(config.num_layers)),
             norm=reader.tensor("model.norm.weight", config.hidden_size),
-            lm_head=reader.head(embedding),
+            lm_head=ops.linear(reader.head(embedding), None),
         )
         reader.require_all_read()
     return weights
@@ -66,19 +70,26 @@ class _Reader:
     config: DecoderConfig
     dtype: torch.dtype
     device: torch.device
+    ops: Ops
     read: set[str] = field(default_factory=set)
 
     def layer(self, layer: int) -> LayerWeights:
-        hidden, head_dim, linears = self.config.hidden_size, self.config.head_dim, self.config.linears
+        hidden, linears = self.config.hidden_size, self.config.linears
         name = self.config.module_name
         return LayerWeights(
-            linears={linear: self._fused(layer, fused) for linear, fused in linears.items()},
-            biases={linear: self._fused_bias(layer, fused) for linear, fused in linears.items() if fused.bias},
+            linears={linear: self._linear(layer, fused) for linear, fused in linears.items()},
             input_norm=self.tensor(name(layer, "input_layernorm.weight"), hidden),
             post_attention_norm=self.tensor(name(layer, "post_attention_layernorm.weight"), hidden),
-            q_norm=self.tensor(name(layer, "self_attn.q_norm.weight"), head_dim) if self.config.qk_norm else None,
-            k_norm=self.tensor(name(layer, "self_attn.k_norm.weight"), head_dim) if self.config.qk_norm else None,
+            qk_norm=self._qk_norm(layer) if self.config.qk_norm else None,
         )
+
+    def _qk_norm(self, layer: int) -> QkNorm:
+        names = [self.config.module_name(layer, f"self_attn.{side}_norm.weight") for side in "qk"]
+        q, k = (self.tensor(name, self.config.head_dim) for name in names)
+        return QkNorm(q, k)
+
+    def _linear(self, layer: int, fused: FusedLinear) -> LinearOp:
+        return self.ops.linear(self._fused(layer, fused), self._fused_bias(layer, fused) if fused.bias else None)
 
     def head(self, embedding: torch.Tensor) -> torch.Tensor:
         """``[vocab, hidden]``; as transformers does, a tied head that is stored with other values is not tied."""

@@ -18,10 +18,9 @@ from readapt_api.errors import Terminal
 from readapt_api.serving import DesiredAdapter, DesiredSet
 from readapt_runtime.engine.engine import Engine, EngineLimits
 from readapt_runtime.engine.pool import PageLayout, PagePool
-from readapt_runtime.model.attention import TorchAttention
+from readapt_runtime.model.backends import choose_backends, choose_ops
 from readapt_runtime.model.config import DecoderConfig, read_config
 from readapt_runtime.model.decoder import Decoder
-from readapt_runtime.model.lora import TorchLora
 from readapt_runtime.model.weights import load_weights
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.registration import FolderSource, Packing, Source, StoreSource, folder_digest
@@ -98,10 +97,11 @@ def build(options: Options) -> Machinery:
     with _stage("digest base"):
         base_digest = _base_digest(options)
     with _stage("load weights"):
-        weights = load_weights(options.base, config, dtype, device)
+        ops = choose_ops(config, dtype, device)
+        weights = load_weights(options.base, config, dtype, device, ops)
     with _stage("allocate pool"):
         pool = PagePool(PageLayout.of(config), limits.pool_bytes, dtype, device)
-    decoder = Decoder(config, weights, TorchAttention(config, pool), TorchLora(pool), limits.max_model_len)
+    decoder = Decoder(weights, choose_backends(config, ops, pool, limits.max_model_len))
     engine = Engine(decoder, pool, EngineLimits(limits.max_batch_tokens, limits.max_in_flight))
     packing = Packing(config, pool.layout.elements, dtype, limits.max_rank)
     with _stage("digest adapters"):

@@ -94,9 +94,11 @@ def test_kv_and_flat_views_see_the_same_page(order: PageOrder) -> None:
     pool = _pool(order)
     entry = pool.allocate(PageKind.KV, 2)
     block = torch.arange(2 * BLOCK_TOKENS * 2, dtype=torch.float32).view(2, BLOCK_TOKENS, 1, 2)
-    pool.kv(1)[entry.pages[1]] = block
-    flat = pool.flat(entry, 1)
-    assert torch.equal(flat[LAYOUT.elements :], block.flatten())
+    for side, values in zip(pool.kv(1), block, strict=True):
+        side[entry.pages[1]] = values
+    flat = pool.flat(entry, 1)[LAYOUT.elements :].view(2, -1)
+    keys = block[0] if order is PageOrder.PAGE_MAJOR else block[0].permute(1, 2, 0)
+    assert torch.equal(flat, torch.stack((keys.flatten(), block[1].flatten())))
     assert not pool.flat(entry, 0).any()
 
 

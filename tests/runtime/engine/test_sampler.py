@@ -15,8 +15,12 @@ def _sequence(temperature: float, top_p: float = 1.0, seed: int | None = 3) -> S
     return Sequence(Request((1,), params, lambda event: None), [1])
 
 
+def _sample(logits: torch.Tensor, seqs: list[Sequence]) -> list[int]:
+    return sample(logits, logits.argmax(dim=-1), seqs)
+
+
 def _frequencies(seq: Sequence, draws: int) -> torch.Tensor:
-    drawn = [sample(LOGITS, [seq])[0] for _ in range(draws)]
+    drawn = [_sample(LOGITS, [seq])[0] for _ in range(draws)]
     return torch.bincount(torch.tensor(drawn), minlength=5) / draws
 
 
@@ -36,11 +40,11 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
 
 def test_the_same_seed_gives_the_same_draws_whoever_shares_the_batch() -> None:
     alone = _sequence(1.0, seed=11)
-    first = [sample(LOGITS, [alone])[0] for _ in range(20)]
+    first = [_sample(LOGITS, [alone])[0] for _ in range(20)]
     mixed, other = _sequence(1.0, seed=11), _sequence(1.3, seed=12)
-    second = [sample(LOGITS.repeat(3, 1), [other, _sequence(0.0), mixed])[2] for _ in range(20)]
+    second = [_sample(LOGITS.repeat(3, 1), [other, _sequence(0.0), mixed])[2] for _ in range(20)]
     assert first == second
 
 
 def test_greedy_takes_the_largest() -> None:
-    assert sample(LOGITS.repeat(2, 1), [_sequence(0.0), _sequence(0.0, seed=None)]) == [0, 0]
+    assert _sample(LOGITS.repeat(2, 1), [_sequence(0.0), _sequence(0.0, seed=None)]) == [0, 0]

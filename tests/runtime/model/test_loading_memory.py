@@ -20,6 +20,7 @@ import re, resource, sys
 from pathlib import Path
 import torch
 from readapt_runtime.model.config import read_config
+from readapt_runtime.model.ops import TorchOps
 from readapt_runtime.model.weights import load_weights
 
 def private(what):
@@ -33,8 +34,15 @@ torch.ones(64, 64).to(dtype).sum().isfinite().item()
 limit = private("VmData") + allowed
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 before = private("RssAnon")
-weights = load_weights(folder, config, dtype, cpu)
-held = [weights.embedding, weights.lm_head] + [t for layer in weights.layers for t in layer.linears.values()]
+class Kept(TorchOps):
+    held = []
+
+    def linear(self, weight, bias):
+        self.held.append(weight)
+        return lambda x: x
+
+weights = load_weights(folder, config, dtype, cpu, Kept(1e-5))
+held = [weights.embedding, *Kept.held]
 print(private("RssAnon") - before, sum(t.nbytes for t in held))
 """
 

@@ -13,10 +13,9 @@ from readapt_runtime.engine.engine import Engine, EngineLimits
 from readapt_runtime.engine.pool import PageLayout, PageOrder, PagePool
 from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.adapter_image import pack_adapter
-from readapt_runtime.model.attention import TorchAttention
+from readapt_runtime.model.backends import choose_backends, choose_ops
 from readapt_runtime.model.config import DecoderConfig, read_config
 from readapt_runtime.model.decoder import Decoder
-from readapt_runtime.model.lora import TorchLora
 from readapt_runtime.model.weights import load_weights
 from readapt_testing.tiny_llama import Oracle, write_adapter_folder, write_base
 
@@ -59,8 +58,9 @@ class Tiny:
         layout = PageLayout.of(self.config)
         pool = PagePool(layout, num_pages * layout.page_bytes(torch.float32), torch.float32, CPU, order)
         pool.pages.fill_(float("nan"))  # whatever is read before it is written shows
-        weights = load_weights(self.base, self.config, torch.float32, CPU)
-        decoder = Decoder(self.config, weights, TorchAttention(self.config, pool), TorchLora(pool), max_model_len)
+        ops = choose_ops(self.config, torch.float32, CPU)
+        weights = load_weights(self.base, self.config, torch.float32, CPU, ops)
+        decoder = Decoder(weights, choose_backends(self.config, ops, pool, max_model_len))
         return Engine(decoder, pool, limits or EngineLimits(), clock)
 
 

@@ -1,0 +1,55 @@
+"""Which implementations compute: C++ kernels on a CPU that can have them, else plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from readapt_kernels.cpu import library
+from readapt_runtime.engine.pool import PageOrder, PagePool
+from readapt_runtime.model.attention import AttentionBackend, TorchAttention
+from readapt_runtime.model.config import DecoderConfig
+from readapt_runtime.model.cpu_attention import CpuAttention
+from readapt_runtime.model.cpu_lora import CpuLora
+from readapt_runtime.model.cpu_ops import CpuOps
+from readapt_runtime.model.lora import LoraBackend, TorchLora
+from readapt_runtime.model.ops import Ops, TorchOps
+from readapt_runtime.model.rotary import rotary_tables
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    ops: Ops
+    attention: AttentionBackend
+    lora: LoraBackend
+
+
+def has_kernels(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the C++ kernels can compute this model here."""
+    return (
+        device.type == "cpu"
+        and dtype in library.DTYPES
+        and config.head_dim in library.HEAD_DIMS
+        and config.num_heads // config.num_kv_heads <= library.MAX_GROUP
+        and library.load() is not None
+    )
+
+
+def choose_ops(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> Ops:
+    if has_kernels(config, dtype, device):
+        return CpuOps(config.rms_norm_eps, dtype)
+    return TorchOps(config.rms_norm_eps)
+
+
+def choose_backends(config: DecoderConfig, ops: Ops, pool: PagePool, max_model_len: int) -> Backends:
+    """Attention and LoRA to go with ``ops``, over ``pool``.
+
+    Raises UnsupportedModel where a sliding window would matter within ``max_model_len``.
+    """
+    config.require_length(max_model_len)
+    like = torch.empty(0, dtype=pool.dtype, device=pool.device)
+    tables = rotary_tables(config.rotary, max_model_len, like)
+    if isinstance(ops, CpuOps) and pool.order is PageOrder.LAYER_MAJOR:
+        return Backends(ops, CpuAttention(config, pool, tables, ops.kernels), CpuLora(config, pool, ops.kernels))
+    return Backends(ops, TorchAttention(config, pool, tables), TorchLora(pool))

@@ -1,0 +1,70 @@
+"""LoRA on a CPU: all adapters of a step in one call per fused linear, reading their rank rows where they lie."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from readapt_kernels.cpu import library
+from readapt_kernels.cpu.launcher import CpuKernels
+from readapt_runtime.engine.core import Batch, ResidentAdapter
+from readapt_runtime.engine.pool import PagePool
+from readapt_runtime.model.config import DecoderConfig, Linear
+
+_SLICES = 3
+
+
+class CpuLora:
+    """See ``LoraBackend``."""
+
+    def __init__(self, config: DecoderConfig, pool: PagePool, kernels: CpuKernels) -> None:
+        self._kernels = kernels
+        self._pool = pool
+        self._layers = config.num_layers
+        self._linears = {linear: index for index, linear in enumerate(config.linears)}
+        self._slices = {linear: len(fused.slices) for linear, fused in config.linears.items()}
+        self._factors: WeakKeyDictionary[ResidentAdapter, tuple[np.ndarray, tuple[torch.Tensor, ...]]] = (
+            WeakKeyDictionary()
+        )
+        self._segments = np.empty(0, dtype=library.SEGMENT)
+        self._bridge = torch.empty(0, 0)
+
+    def plan(self, batch: Batch) -> None:
+        found = [(self._factors_of(s.adapter)[0].ctypes.data, s.start, s.stop) for s in batch.segments]
+        self._segments = np.array(found, dtype=library.SEGMENT)
+        width = _SLICES * max((s.adapter.variant.image.rank for s in batch.segments), default=0)
+        if self._bridge.shape[0] < len(batch.token_ids) or self._bridge.shape[1] < width:
+            self._bridge = torch.empty(len(batch.token_ids), width, dtype=torch.float32)
+
+    def run(self, layer: int, linear: Linear, x: torch.Tensor, y: torch.Tensor) -> None:
+        if not len(self._segments):
+            return
+        offset = (layer * len(self._linears) + self._linears[linear]) * _SLICES
+        self._kernels.lora(self._segments, self._slices[linear], offset, x, y, self._bridge)
+
+    def _factors_of(self, adapter: ResidentAdapter) -> tuple[np.ndarray, tuple[torch.Tensor, ...]]:
+        """Where the adapter's rank rows are; made once per stay in the pool.
+
+        An adapter whose pages are not neighbours is read from a copy, for as long as it stays.
+        """
+        found = self._factors.get(adapter)
+        if found is None:
+            flat = adapter.flat or tuple(self._pool.flat(adapter.entry, layer) for layer in range(self._layers))
+            found = self._factors[adapter] = self._describe(adapter, flat), flat
+        return found
+
+    def _describe(self, adapter: ResidentAdapter, flat: tuple[torch.Tensor, ...]) -> np.ndarray:
+        size = self._pool.dtype.itemsize
+        table = np.zeros((self._layers, len(self._linears), _SLICES), dtype=library.FACTORS)
+        for layer, directory in enumerate(adapter.variant.image.layers):
+            start = flat[layer].data_ptr()
+            for linear, factors in directory.items():
+                for index, part in enumerate(factors.slices):
+                    a = start + (factors.a_offset + part.rank_start * factors.in_features) * size
+                    table[layer, self._linears[linear], index] = (
+                        *(a, start + part.b_offset * size, part.rank, part.rank_start),
+                        *(part.out_start, part.out_size, part.scale),
+                    )
+        return table
