@@ -23,6 +23,7 @@ build() { buildah bud --isolation chroot --storage-driver overlay --layers=false
 
 rm -rf dist
 .venv/bin/python -m build --wheel --no-isolation --outdir dist . >/dev/null
+.venv/bin/python -m readapt_kernels.cpu.build dist >/dev/null
 for part in operator runtime; do
   key=$(cat "requirements/$part.txt" requirements/uv.txt images/deps.Containerfile | sha256sum | cut -c1-16)
   deps="localhost/readapt/$part-deps:$key"
