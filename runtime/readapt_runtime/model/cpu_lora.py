@@ -12,8 +12,11 @@ from readapt_kernels.cpu.launcher import CpuKernels
 from readapt_runtime.engine.core import Batch, ResidentAdapter
 from readapt_runtime.engine.pool import PagePool
 from readapt_runtime.model.config import DecoderConfig, Linear
+from readapt_runtime.model.lora import TorchLora
 
 _SLICES = 3
+_LONG = 64
+"""Tokens of one adapter from which on a matrix product of the library is the faster one."""
 
 
 class CpuLora:
@@ -22,6 +25,7 @@ class CpuLora:
     def __init__(self, config: DecoderConfig, pool: PagePool, kernels: CpuKernels) -> None:
         self._kernels = kernels
         self._pool = pool
+        self._long = TorchLora(pool)
         self._layers = config.num_layers
         self._linears = {linear: index for index, linear in enumerate(config.linears)}
         self._slices = {linear: len(fused.slices) for linear, fused in config.linears.items()}
@@ -32,13 +36,16 @@ class CpuLora:
         self._bridge = torch.empty(0, 0)
 
     def plan(self, batch: Batch) -> None:
-        found = [(self._factors_of(s.adapter)[0].ctypes.data, s.start, s.stop) for s in batch.segments]
+        short = [s for s in batch.segments if s.stop - s.start < _LONG]
+        self._long.take([s for s in batch.segments if s.stop - s.start >= _LONG])
+        found = [(self._factors_of(s.adapter)[0].ctypes.data, s.start, s.stop) for s in short]
         self._segments = np.array(found, dtype=library.SEGMENT)
-        width = _SLICES * max((s.adapter.variant.image.rank for s in batch.segments), default=0)
+        width = _SLICES * max((s.adapter.variant.image.rank for s in short), default=0)
         if self._bridge.shape[0] < len(batch.token_ids) or self._bridge.shape[1] < width:
             self._bridge = torch.empty(len(batch.token_ids), width, dtype=torch.float32)
 
     def run(self, layer: int, linear: Linear, x: torch.Tensor, y: torch.Tensor) -> None:
+        self._long.run(layer, linear, x, y)
         if not len(self._segments):
             return
         offset = (layer * len(self._linears) + self._linears[linear]) * _SLICES

@@ -5,6 +5,7 @@ Rows are sorted by adapter, so an adapter works on neighbouring tokens; base row
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -31,10 +32,14 @@ class TorchLora:
 
     def __init__(self, pool: PagePool) -> None:
         self._pool = pool
-        self._segments: tuple[Segment, ...] = ()
+        self._segments: Sequence[Segment] = ()
 
     def plan(self, batch: Batch) -> None:
-        self._segments = batch.segments
+        self.take(batch.segments)
+
+    def take(self, segments: Sequence[Segment]) -> None:
+        """The work list itself: some segments of a batch."""
+        self._segments = segments
 
     def run(self, layer: int, linear: Linear, x: torch.Tensor, y: torch.Tensor) -> None:
         for segment in self._segments:
