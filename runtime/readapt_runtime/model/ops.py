@@ -14,7 +14,9 @@ LinearOp = Callable[[torch.Tensor], torch.Tensor]
 
 class Ops(Protocol):
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearOp:
-        """The product with a weight ``[out, in]`` plus a bias ``[out]``. The weight may be kept in another form: the caller lets go of it.
+        """The product with a weight ``[out, in]``, plus a bias ``[out]``.
+
+        The weight may be kept in another form: the caller lets go of it.
         """
         ...
 

@@ -16,9 +16,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from readapt_runtime.lora_format import linear_shapes
 from readapt_runtime.model.config import read_config
+from readapt_runtime.model.family import UnsupportedModel
 from readapt_runtime.model.ops import LinearOp, TorchOps
 from readapt_runtime.model.rotary import rotary_tables
-from readapt_runtime.model.family import UnsupportedModel
 from readapt_runtime.model.weights import load_weights
 from readapt_runtime.safe_tensors import BadWeights
 from readapt_testing.tiny_engine import CPU, Tiny, ask, run_to_idle

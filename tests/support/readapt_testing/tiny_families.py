@@ -138,6 +138,9 @@ class Recorder:
             self.logits.setdefault(row.seq.request.prompt, []).append(values.clone())
         return found
 
+    def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model.greedy(logits)
+
 
 def answer_and_logits(
     tiny: Tiny,
