@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from readapt_api.errors import ReadaptError
@@ -45,6 +45,8 @@ class Loop:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     passes: int = 0
     failures: int = 0
+    bugs: int = 0
+    """Decisions about single adapters that raised what nobody foresaw."""
     last_beat: float = 0.0
     last_resync: float | None = None
 
@@ -52,14 +54,21 @@ class Loop:
         """One pass; returns when the next one is due at the latest."""
         seen = await self.observer.observe(key)
         plan = decide(seen)
+        self._tell(key, plan.bugs)
         outcome = await act(key, plan.actions, self.kube, self.pods)
         await report(seen, plan, outcome, self.kube)
         if outcome.errors:
             raise PassFailed(f"{len(outcome.errors)} writes failed, the first with: {outcome.errors[0]}")
         return plan.again_s
 
+    def _tell(self, key: Key, bugs: Mapping[str, Exception]) -> None:
+        """The pass goes on: its other adapters must not wait for a bug to be mended."""
+        self.bugs += len(bugs)
+        for name, bug in bugs.items():
+            log.error("%s: a bug in the decision about LoRAAdapter %s", key, name, exc_info=bug)
+
     async def work(self) -> None:
-        """Takes keys for ever. The one place where any exception is caught."""
+        """Takes keys for ever. Any exception is caught here; one in the decision about an adapter costs that alone."""
         while True:
             self.last_beat = self.clock()
             key = self.queue.take() if self.may_write() else None

@@ -25,7 +25,8 @@ async def serve_probes(loop: Loop, port: int, clock: Callable[[], float]) -> web
     """Starts the server; the caller cleans the runner up."""
 
     async def healthz(_: web.Request) -> web.Response:
-        return _answer(healthy(loop, clock()), f"{loop.passes} passes, {loop.failures} failed, {len(loop.queue)} due")
+        counts = f"{loop.passes} passes, {loop.failures} failed, {loop.bugs} bugs, {len(loop.queue)} due"
+        return _answer(healthy(loop, clock()), counts)
 
     async def readyz(_: web.Request) -> web.Response:
         return _answer(ready(loop, clock()), "resync" if loop.last_resync is not None else "no resync yet")

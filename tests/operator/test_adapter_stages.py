@@ -13,7 +13,7 @@ from readapt_api import conditions as c
 from readapt_api.artifacts import Origin
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_api.v1alpha1.lora_adapter import LoRAAdapterResource, LoRAAdapterStatus, VariantStatus
-from readapt_operator.decide.adapter import AdapterPass, decide_adapter
+from readapt_operator.decide.adapter import AdapterPass, found_adapter, move_adapter
 from readapt_operator.decide.plan import State, stalled, working
 from readapt_operator.decide.variants import MAX_VARIANTS, record_variant
 from readapt_operator.decide.versions import Drifts, Versions
@@ -60,7 +60,7 @@ def at(source: dict[str, Any] | None = None, data: bool = True, version: str = "
 
 def with_data(ready: AdapterPass) -> AdapterPass:
     """The record of data that was fetched for exactly this spec."""
-    fetch = next(t for t in decide_adapter(ready).tasks if "role" in t.request.model_dump())
+    fetch = next(t for t in found_adapter(ready).tasks if "role" in t.request.model_dump())
     records = ready.records.model_copy(update={"data_digest": DATA, "data_key": fetch.input_hash})
     return replace(ready, records=records)
 
@@ -82,6 +82,10 @@ ROWS: dict[str, tuple[Callable[[], AdapterPass], State | None, str, list[str]]] 
         lambda: at(versions=Versions({"v1": stalled(c.UNKNOWN_VERSION, "?"), "v2": V2}, ())), S, c.UNKNOWN_VERSION, []),
     "no source yet": (unrecorded(source_digest=None, variants=()), W, c.FETCHING, ["fetch"]),
     "made for another base meanwhile": (unrecorded(variants=(cell(V2, "v2"),)), W, c.FETCHING, ["fetch"]),
+    "its own base is one that its gate failed on": (
+        unrecorded(variants=(cell(origin=Origin.RELORA, passed=False, digest=None),)), W, c.FETCHING, ["fetch"]),
+    "its own base is one that it was carried to": (
+        unrecorded(variants=(cell(origin=Origin.RELORA),)), W, c.FETCHING, ["fetch"]),
     "no data yet, and it is needed": (unrecorded(data_digest=None), W, c.FETCHING, ["fetch"]),
     "no data yet, and it is not needed": (
         lambda: replace(unrecorded(data_digest=None)(), base=at(version="v1").base), None, "", ["fetch"]),
@@ -106,7 +110,8 @@ def replace_variants(ready: AdapterPass) -> LoRAAdapterStatus:
 
 @pytest.mark.parametrize(("build", "state", "reason", "starts"), ROWS.values(), ids=ROWS)
 def test_stages(build: Callable[[], AdapterPass], state: State | None, reason: str, starts: list[str]) -> None:
-    done = decide_adapter(build())
+    ready = build()
+    done = move_adapter(found_adapter(ready), ready.drifts)
     assert (done.verdict.state if done.verdict else None) is state, done.verdict
     assert (done.verdict.reason if done.verdict else "") == reason
     assert [s.task.kind for s in done.starts] == starts

@@ -1,15 +1,18 @@
 """One adapter, from its source to a passing variant for the wished version.
 
-An ordered tuple of stages. Each looks at the records (as they will be after this pass), folds in the result of a Job
-that has ended, and either hands on or halts with a verdict. Work that is under way halts; nothing is remembered.
+Two ordered tuples of stages: what an adapter needs whatever is wished for, then the move to the wished version. In
+between the base measures the drift of the moves that are due (``AdapterPass.move``). Each stage looks at the records
+(as they will be after this pass), folds in the result of a Job that has ended, and either hands on or halts with a
+verdict. Work that is under way halts; nothing is remembered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 from readapt_api import conditions as c
+from readapt_api.artifacts import Origin
 from readapt_api.jobs import (
     AdaptationSettings,
     AdaptItem,
@@ -32,7 +35,7 @@ from readapt_operator.builders.meta import Owner
 from readapt_operator.decide.jobs import Errand, Start, Wording, pursue, retry_of
 from readapt_operator.decide.plan import State, Verdict, stalled, working
 from readapt_operator.decide.variants import from_outcome, native, record_variant, variant_at
-from readapt_operator.decide.versions import Drifts, Versions
+from readapt_operator.decide.versions import Drifts, Pair, Versions
 from readapt_operator.observed import Observed
 
 
@@ -44,10 +47,11 @@ class AdapterPass:
     base: BaseModelResource
     adapter: LoRAAdapterResource
     versions: Versions
-    drifts: Drifts
     conflicting: bool
     """The base itself or an older adapter of it has the served name."""
     records: LoRAAdapterStatus
+    drifts: Drifts = field(default_factory=Drifts)
+    """Of the moves of all adapters: known once every adapter has said where it has to go."""
     tasks: tuple[Task, ...] = ()
     starts: tuple[Start, ...] = ()
     native: str = ""
@@ -56,6 +60,8 @@ class AdapterPass:
     """Digest of the wished base version."""
     data: str | Verdict | None = None
     verdict: Verdict | None = None
+    bug: Exception | None = None
+    """What a stage raised; the loop logs and counts it."""
 
     @property
     def source(self) -> AdapterSource | CheckpointSource:
@@ -69,10 +75,29 @@ class AdapterPass:
         """The variant for the wished version."""
         return self.variant(self.target) if self.target else None
 
+    @property
+    def own(self) -> VariantStatus | None:
+        """The variant on the native base: what was given or extracted, never one that was carried there."""
+        found = self.variant(self.native)
+        return found if found is not None and found.origin in (Origin.NATIVE, Origin.EXTRACTED) else None
+
+    @property
+    def move(self) -> Pair | None:
+        """The way to the wished version, where there is one to go and nothing else is missing."""
+        if self.verdict is not None or self.passing is not None or self.native == self.target:
+            return None
+        return self.native, self.target
+
     def variant(self, base_digest: str) -> VariantStatus | None:
         """The passing variant for a base."""
         found = variant_at(self.records, base_digest, self.records.source_digest)
         return found if found is not None and found.passed and found.digest else None
+
+    def record(self, found: VariantStatus) -> AdapterPass:
+        """The same pass with a cell of the matrix; the served, native and wished ones are never pushed out."""
+        served = self.seen.deployment(self.seen.served_revision)
+        keep = (self.native, self.target, served.base_digest if served else "")
+        return replace(self, records=record_variant(self.records, found, keep))
 
     def halt(self, verdict: Verdict) -> AdapterPass:
         return replace(self, verdict=verdict)
@@ -111,7 +136,7 @@ def source_is_fetched(at: AdapterPass) -> AdapterPass:
     pinned = at.source.digest
     known = at.records.source_digest if pinned in (None, at.records.source_digest) else None
     is_adapter = isinstance(at.source, AdapterSource)
-    if known is not None and (not is_adapter or variant_at(at.records, at.native, known) is not None):
+    if known is not None and (not is_adapter or at.own is not None):
         return at
     request = FetchRequest(
         role=FetchRole.ADAPTER if is_adapter else FetchRole.CHECKPOINT,
@@ -125,7 +150,7 @@ def source_is_fetched(at: AdapterPass) -> AdapterPass:
         return at.halt(errand.verdict or stalled(c.JOB_FAILED, f"Job {errand.job} left no result of a fetch"))
     records = at.records.model_copy(update={"source_digest": fetched.digest})
     if is_adapter:
-        records = record_variant(records, native(fetched, at.native, at.source.base_version, errand.job))
+        return replace(at, records=records).record(native(fetched, at.native, at.source.base_version, errand.job))
     return replace(at, records=records)
 
 
@@ -154,7 +179,7 @@ def data_is_fetched(at: AdapterPass) -> AdapterPass:
 def native_variant_is_there(at: AdapterPass) -> AdapterPass:
     """A checkpoint is extracted once, and gated against itself."""
     source = at.source
-    if isinstance(source, AdapterSource) or at.variant(at.native) is not None:
+    if isinstance(source, AdapterSource) or at.own is not None:
         return at
     if not isinstance(at.data, str):
         return at.halt(at.data or stalled(c.DATA_MISSING, "spec.data is needed to compare the extract with its source"))
@@ -186,17 +211,15 @@ def adapting_is_possible(at: AdapterPass) -> AdapterPass:
 
 
 def drift_is_measured(at: AdapterPass) -> AdapterPass:
-    if at.passing is not None:
-        return at
-    found = at.drifts.known[(at.native, at.target)]
+    found = at.drifts.known[at.move] if at.move else None
     return at.halt(_with_base(found)) if isinstance(found, Verdict) else at
 
 
 def wished_variant_is_there(at: AdapterPass) -> AdapterPass:
     """The reference is the variant on the native base, so that losses do not add up over upgrades."""
-    reference = at.variant(at.native)
-    drift = at.drifts.known.get((at.native, at.target))
-    if at.passing is not None or not isinstance(drift, str) or not isinstance(at.data, str) or reference is None:
+    reference = at.own
+    drift = at.drifts.known[at.move] if at.move else None
+    if not isinstance(drift, str) or not isinstance(at.data, str) or reference is None:
         return at
     item = AdaptItem(
         name=at.adapter.served_name,
@@ -210,7 +233,8 @@ def wished_variant_is_there(at: AdapterPass) -> AdapterPass:
     return _gated(at, at.task(request, request.item_hash(item)), wording, at.target, at.base.spec.version)
 
 
-STAGES: tuple[Callable[[AdapterPass], AdapterPass], ...] = (
+Stage = Callable[[AdapterPass], AdapterPass]
+FOUNDATION: tuple[Stage, ...] = (
     served_name_is_free,
     native_base_is_fetched,
     source_is_fetched,
@@ -218,17 +242,33 @@ STAGES: tuple[Callable[[AdapterPass], AdapterPass], ...] = (
     native_variant_is_there,
     wished_version_is_fetched,
     adapting_is_possible,
+)
+MOVE: tuple[Stage, ...] = (
     drift_is_measured,
     wished_variant_is_there,
 )
 
 
-def decide_adapter(at: AdapterPass) -> AdapterPass:
-    """Runs the stages up to the first that halts."""
-    for stage in STAGES:
-        at = stage(at)
+def found_adapter(at: AdapterPass) -> AdapterPass:
+    """Runs the stages up to where the way to the wished version is known."""
+    return _run(at, FOUNDATION)
+
+
+def move_adapter(at: AdapterPass, drifts: Drifts) -> AdapterPass:
+    """Runs the others; ``drifts`` knows about ``at.move``."""
+    return _run(replace(at, drifts=drifts), MOVE)
+
+
+def _run(at: AdapterPass, stages: Iterable[Stage]) -> AdapterPass:
+    """Up to the first stage that halts. An adapter that trips over a bug of ours halts there, and it alone."""
+    for stage in stages:
         if at.verdict is not None:
             break
+        try:
+            at = stage(at)
+        except Exception as bug:  # noqa: BLE001 - the loop over adapters: at the top of the pass the base and its other
+            # adapters would stand still as well, for as long as this one is there. Logged and counted by the loop.
+            return replace(at, bug=bug).halt(stalled(c.BUG, f"a bug in Readapt, please report it: {bug!r}"))
     return at
 
 
@@ -244,9 +284,7 @@ def _gated(at: AdapterPass, task: Task, wording: Wording, base_digest: str, vers
     if outcome is None:
         return at.halt(errand.verdict or stalled(c.JOB_FAILED, f"Job {errand.job} left no outcome"))
     found = from_outcome(outcome, base_digest, at.records.source_digest or "", version, errand.job)
-    served = at.seen.deployment(at.seen.served_revision)
-    keep = (at.native, at.target, served.base_digest if served else "")
-    at = replace(at, records=record_variant(at.records, found, keep))
+    at = at.record(found)
     return at if found.passed else at.halt(stalled(found.reason, found.message))
 
 

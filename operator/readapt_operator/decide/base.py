@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from readapt_api import conditions as c
 from readapt_api.v1alpha1.base_model import BaseModelResource
-from readapt_operator.decide.adapter import AdapterPass, decide_adapter
+from readapt_operator.decide.adapter import AdapterPass, found_adapter, move_adapter
 from readapt_operator.decide.adapter_status import orphan_status, summarize_adapter
 from readapt_operator.decide.base_status import BaseFacts, served_facts, summarize_base
 from readapt_operator.decide.jobs import Schedule, schedule
 from readapt_operator.decide.plan import Plan, State, Verdict, soonest, working
 from readapt_operator.decide.rollout import POLL_S, Target, decide_rollout
-from readapt_operator.decide.variants import variant_at
-from readapt_operator.decide.versions import Drifts, Pair, Versions, resolve_drifts, resolve_versions
+from readapt_operator.decide.versions import Versions, resolve_drifts, resolve_versions
 from readapt_operator.observed import Observed, revision_of
 
 WROTE_S = 1.0
@@ -29,8 +27,9 @@ def decide(seen: Observed) -> Plan:
     if base.metadata.deletion_timestamp is not None:
         return Plan()  # owner references collect the children
     versions = resolve_versions(seen, base)
-    drifts = resolve_drifts(seen, base, _pairs(seen, base, versions))
-    adapters = _adapters(seen, base, versions, drifts)
+    founded = _founded(seen, base, versions)
+    drifts = resolve_drifts(seen, base, [at.move for at in founded if at.move is not None])
+    adapters = tuple(move_adapter(at, drifts) for at in founded)
     target = _target(seen, base, versions)
     rollout = decide_rollout(seen, base, target, adapters)
     plan = schedule(
@@ -51,7 +50,8 @@ def decide(seen: Observed) -> Plan:
         POLL_S if served.is_verifying else None,
         *(at.verdict.again_s for at in adapters if at.verdict),
     )
-    return Plan(actions, status, statuses, again)
+    bugs = {at.adapter.metadata.name: at.bug for at in adapters if at.bug is not None}
+    return Plan(actions, status, statuses, again, bugs)
 
 
 def _without_base(seen: Observed) -> Plan:
@@ -66,26 +66,13 @@ def _target(seen: Observed, base: BaseModelResource, versions: Versions) -> Targ
     return Target(revision_of(base, digest, seen.runtime_image), base.spec.version, digest)
 
 
-def _pairs(seen: Observed, base: BaseModelResource, versions: Versions) -> Iterable[Pair]:
-    """The base moves that an adapter has to follow and has not yet."""
-    target = versions.digest(base.spec.version)
-    for adapter in seen.adapters:
-        source = adapter.spec.source.adapter or adapter.spec.source.checkpoint
-        native = versions.digest(source.base_version) if source is not None else None
-        if target is None or native is None or native == target or adapter.spec.data is None:
-            continue
-        cell = variant_at(adapter.status, target, adapter.status.source_digest)
-        if cell is None or not cell.passed:
-            yield native, target
-
-
-def _adapters(seen: Observed, base: BaseModelResource, versions: Versions, drifts: Drifts) -> tuple[AdapterPass, ...]:
+def _founded(seen: Observed, base: BaseModelResource, versions: Versions) -> tuple[AdapterPass, ...]:
     """Oldest first, so that the oldest claim of a served name wins; the base's own name is taken before all."""
     names = {base.metadata.name}
     decided = []
     for adapter in seen.adapters:
         taken = adapter.served_name in names
-        decided.append(decide_adapter(AdapterPass(seen, base, adapter, versions, drifts, taken, adapter.status)))
+        decided.append(found_adapter(AdapterPass(seen, base, adapter, versions, taken, adapter.status)))
         names.add(adapter.served_name)
     return tuple(decided)
 

@@ -90,6 +90,8 @@ class Plan:
     """By name of the LoRAAdapter."""
     again_s: float | None = None
     """When to look again though nothing happens; None: at the resync."""
+    bugs: Mapping[str, Exception] = field(default_factory=dict)
+    """By name of the LoRAAdapter: what its decision tripped over. The rest of the plan stands."""
 
 
 def soonest(*delays: float | None) -> float | None:
