@@ -20,6 +20,9 @@ from readapt_operator.queue import Key
 Wish = tuple[str, str, str, str]
 """uid of the owner, kind, input hash, the user's retry: what the attempts at one piece of work have in common."""
 
+Member = tuple[str, str]
+"""(served name, digest of the variant)."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobView:
@@ -89,8 +92,8 @@ class PodView:
         return self.ready and not self.deleting
 
     @property
-    def verified(self) -> frozenset[tuple[str, str]]:
-        """(served name, digest) of the variants that are verified on this pod, as far as it said."""
+    def verified(self) -> frozenset[Member]:
+        """The variants that are verified on this pod, as far as it said."""
         told = self.state.adapters if self.state else ()
         return frozenset((a.name, a.digest) for a in told if a.state is AdapterState.VERIFIED)
 
@@ -168,6 +171,13 @@ class Observed:
 
     def pods_of(self, revision: str | None) -> tuple[PodView, ...]:
         return tuple(p for p in self.pods if p.revision == revision)
+
+    def held(self, revision: str) -> frozenset[Member]:
+        """What a revision's stored set and its pods have: either of them may be lost."""
+        stored = self.sets.get(revision)
+        listed = stored.desired.adapters if stored is not None and stored.desired is not None else ()
+        told = [a for p in self.pods_of(revision) if p.state is not None for a in p.state.adapters]
+        return frozenset([*((a.name, a.digest) for a in listed), *((a.name, a.digest) for a in told)])
 
     @property
     def served_revision(self) -> str | None:

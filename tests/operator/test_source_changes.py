@@ -20,6 +20,7 @@ from readapt_testing.fake_world import (
     World,
     adapted_variant,
     base_model,
+    checkpoint,
     content,
     lora_adapter,
     native_variant,
@@ -88,6 +89,15 @@ def served(world: World, name: str = "a") -> str | None:
     return digest
 
 
+def ways(world: World, seconds: int) -> list[str | None]:
+    """The digests that were served for the adapter one after the other; None where there was a gap."""
+    met = [served(world)]
+    for _ in range(seconds):
+        world.step()
+        met += [served(world)] if served(world) != met[-1] else []
+    return met
+
+
 def origins(world: World) -> set[tuple[str, str]]:
     variants = world.kube.of("LoRAAdapter")["a"]["status"]["variants"]
     return {(v["baseVersion"], v["origin"]) for v in variants if v.get("origin")}
@@ -96,11 +106,35 @@ def origins(world: World) -> set[tuple[str, str]]:
 def test_files_that_are_replaced_and_pinned_after_an_upgrade_are_carried_over(world: World) -> None:
     start(world, version="v2")
     world.work = replaced("pvc://adapters/a")
+    before = served(world)
     pin(world)
-    world.settle()
-    assert served(world) == adapted_variant(NEW_NATIVE, V2)
+    assert ways(world, 30) == [before, adapted_variant(NEW_NATIVE, V2)]
     assert condition(world, c.UP_TO_DATE) == ("True", c.GATE_PASSED)
     assert condition(world, c.UP_TO_DATE, "BaseModel", "base")[0] == "True"
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_checkpoint_that_is_replaced_is_served_until_the_new_one_passes(world: World, version: str) -> None:
+    start(world, lora_adapter("a", checkpoint("a")), version=version)
+    world.work = replaced("pvc://checkpoints/a")
+    before, extract = served(world), digest_of({"extract": NEW})
+    pin(world, "checkpoint")
+    assert ways(world, 40) == [before, extract if version == "v1" else adapted_variant(extract, V2)]
+    assert condition(world, c.UP_TO_DATE)[0] == "True"
+
+
+def test_a_replacement_that_fails_its_gate_leaves_the_old_variant_served(world: World) -> None:
+    start(world, version="v2")
+    change = replaced("pvc://adapters/a")
+    world.work = lambda r: refused(r) if isinstance(r, AdaptRequest) else change(r)
+    before = served(world)
+    pin(world)
+    assert ways(world, 40) == [before]
+    assert condition(world, c.STALLED) == ("True", c.GATE_FAILED)
+    assert condition(world, c.READY) == ("True", c.VERIFIED)
+    for name in [n for n in world.kube.of("ConfigMap") if "-set-" in n]:
+        world.kube.remove("ConfigMap", name)
+    assert ways(world, 20) == [before]
 
 
 def test_a_base_version_that_is_corrected_to_the_wished_one_makes_the_adapter_native_there(world: World) -> None:

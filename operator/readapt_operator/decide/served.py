@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from readapt_api.serving import AdapterState, DesiredSet
-from readapt_operator.observed import Observed, PodView
-
-Member = tuple[str, str]
-"""(served name, digest of the variant)."""
+from readapt_operator.observed import Member, Observed, PodView
 
 
 @dataclass(frozen=True, slots=True)

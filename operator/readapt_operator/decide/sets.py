@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from readapt_api.serving import AdapterState, DesiredAdapter, DesiredSet
+from readapt_api.v1alpha1.lora_adapter import VariantStatus
 from readapt_operator.builders.meta import Owner
 from readapt_operator.builders.sets import ADMIN_KEY_FILE, build_set
 from readapt_operator.decide.adapter import AdapterPass
 from readapt_operator.decide.plan import Action, Apply, Create, Delete, Push, edit_of
-from readapt_operator.observed import Observed, PodView
+from readapt_operator.observed import Member, Observed, PodView
 
 
 def desired_set(seen: Observed, revision: str, base_digest: str, adapters: Iterable[AdapterPass]) -> DesiredSet:
     """All adapters with a passing variant for the base; the sequence grows when, and only when, the set changes.
 
+    A variant that is held stays until the one of a changed source passes: nobody is to meet a gap between the two.
     Pods ignore what is not above the sequence that they know, so it counts beside the stored one: ConfigMaps get lost.
     """
     members = []
+    held = seen.held(revision)
     for at in adapters:
-        variant = None if at.conflicting else at.variant(base_digest)
+        variant = None if at.conflicting else at.variant(base_digest) or _held_variant(at, base_digest, held)
         if variant is not None and variant.digest is not None:
             members.append(DesiredAdapter(name=at.adapter.served_name, digest=variant.digest))
     stored = seen.sets.get(revision)
@@ -34,6 +37,12 @@ def desired_set(seen: Observed, revision: str, base_digest: str, adapters: Itera
     ):
         return wished
     return wished.model_copy(update={"sequence": sequence + 1})
+
+
+def _held_variant(at: AdapterPass, base_digest: str, held: frozenset[Member]) -> VariantStatus | None:
+    """The variant of an earlier source that the revision has; it passed, too."""
+    cells = [v for v in at.records.variants if v.base_digest == base_digest and v.passed and v.digest]
+    return next((v for v in reversed(cells) if (at.adapter.served_name, v.digest) in held), None)
 
 
 def write_set(seen: Observed, owner: Owner, desired: DesiredSet) -> Iterator[Action]:
