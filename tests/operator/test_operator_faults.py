@@ -156,6 +156,23 @@ def test_a_straggler_that_is_served_blocks_the_switch_until_its_gate_passes(worl
     assert condition(world, c.STALLED)[0] == ""
 
 
+@pytest.mark.parametrize("silent", [False, True], ids=["pods answer", "pods are silent"])
+def test_a_straggler_blocks_also_while_the_served_set_is_lost(world: World, silent: bool) -> None:
+    start(world, "a", "b")
+    world.work = lambda r: refused(r) if isinstance(r, AdaptRequest) and r.items[0].name == "a" else succeed(r)
+    wish(world, "v2")
+    world.settle()
+    (lost,) = [n for n in world.kube.of("ConfigMap") if "-set-" in n]
+    world.kube.remove("ConfigMap", lost)
+    world.restart()  # what pods said earlier is forgotten
+    world.pods.unreachable = set(world.pods.states) if silent else set()
+    world.step()
+    world.pods.unreachable = set()
+    world.settle()
+    assert condition(world, c.STALLED)[1] == c.STRAGGLERS_BLOCK
+    assert len(world.kube.of("Deployment")) == 1
+
+
 def test_a_verdict_of_the_gate_stands_after_a_restart_and_without_its_job(world: World) -> None:
     start(world)
     world.work = lambda r: refused(r, "GateUndecided") if isinstance(r, AdaptRequest) else succeed(r)

@@ -59,7 +59,7 @@ def decide_rollout(
     elif served is None:
         verdict = _first(seen, base, target, adapters, actions)
     elif served != target.revision:
-        verdict = _move(seen, base, target, adapters, actions)
+        verdict = _move(seen, base, target, adapters, _held_names(seen, served, served_set), actions)
     retired, draining = _retire(seen, {served, target.revision if target else None})
     actions += retired
     return Rollout(tuple(actions), served, served_set, verdict or draining)
@@ -113,17 +113,24 @@ def _first(
     return working(c.ROLLING_OUT, f"the first pods of version {target.version} start", POLL_S)
 
 
+def _held_names(seen: Observed, served: str, desired: DesiredSet | None) -> frozenset[str]:
+    """Who is served now. ConfigMaps get lost, and pods do not always answer: what should be there counts as well."""
+    wished = desired.adapters if desired else ()
+    return frozenset([*(name for name, _ in seen.held(served)), *(a.name for a in wished)])
+
+
 def _move(
     seen: Observed,
     base: BaseModelResource,
     target: Target,
     adapters: tuple[AdapterPass, ...],
+    held: frozenset[str],
     actions: list[Action],
 ) -> Verdict:
     """Adapters first, then pods, then the switch."""
     if base.spec.suspend:
         return _held()
-    waiting = _adapters_are_there(seen, target, adapters)
+    waiting = _adapters_are_there(target, adapters, held)
     if waiting is not None:
         return waiting
     desired = desired_set(seen, target.revision, target.base_digest, adapters)
@@ -136,13 +143,11 @@ def _move(
     return working(c.ROLLING_OUT, f"the Service is switched to version {target.version}", POLL_S)
 
 
-def _adapters_are_there(seen: Observed, target: Target, adapters: tuple[AdapterPass, ...]) -> Verdict | None:
+def _adapters_are_there(target: Target, adapters: tuple[AdapterPass, ...], held: frozenset[str]) -> Verdict | None:
     """Adapters that are being worked on are waited for; of the failed ones those that are served now block."""
-    stored = seen.sets.get(seen.served_revision or "")
-    served = {a.name for a in stored.desired.adapters} if stored is not None and stored.desired is not None else set()
     missing = [at for at in adapters if not at.conflicting and at.variant(target.base_digest) is None]
     failed = [at for at in missing if at.verdict is not None and at.verdict.state is State.STALLED]
-    blocking = [at for at in failed if at.adapter.served_name in served]
+    blocking = [at for at in failed if at.adapter.served_name in held]
     if blocking:
         first = blocking[0]
         why = first.verdict.message if first.verdict else ""
