@@ -9,7 +9,7 @@ from typing import assert_never
 from readapt_api import labels
 from readapt_api.errors import ReadaptError, Terminal, Transient
 from readapt_operator.builders.meta import controller_uid
-from readapt_operator.decide.plan import Action, Apply, Create, Delete, Drain, Push
+from readapt_operator.decide.plan import Action, Apply, Create, Delete, Drain, Push, StartJob
 from readapt_operator.kube.errors import AlreadyExists
 from readapt_operator.kube.port import Kube
 from readapt_operator.kube.resources import Doc, resource_of
@@ -27,13 +27,16 @@ class LeftBehind(Transient):
     """It belongs to an earlier object of our owner's name; the garbage collector is about to take it."""
 
 
+class GoneAgain(Transient):
+    """It was in the way of a create, and has been deleted since."""
+
+
 @dataclass(slots=True)
 class Outcome:
     """What went wrong: foreign objects by owner (kind, name), and everything else."""
 
     foreign: dict[tuple[str, str], str] = field(default_factory=dict)
     errors: list[ReadaptError] = field(default_factory=list)
-    drained: bool = False
 
 
 async def act(key: Key, actions: tuple[Action, ...], kube: Kube, pods: PodAdmin) -> Outcome:
@@ -54,6 +57,9 @@ async def _carry_out(key: Key, action: Action, kube: Kube, pods: PodAdmin) -> No
     match action:
         case Create(body):
             await _create(key, body, kube)
+        case StartJob(request, job):
+            await _create(key, request, kube)
+            await _create(key, job, kube)
         case Apply(body):
             log.info("%s: changing %s", key, _label(body))
             await kube.apply(body)
@@ -76,8 +82,9 @@ async def _create(key: Key, body: Doc, kube: Kube) -> None:
     except AlreadyExists:
         meta = body["metadata"]
         found = await kube.get(resource_of(body), meta["namespace"], meta["name"])
-        if found is not None:
-            _check_ours(body, found)
+        if found is None:
+            raise GoneAgain(f"{_label(body)} was there and is not any more") from None
+        _check_ours(body, found)
         return
     log.info("%s: created %s", key, _label(body))
 
@@ -103,8 +110,9 @@ def _input_hash(body: Doc) -> str | None:
 
 
 def _owner_of(action: Action) -> tuple[str, str]:
-    assert isinstance(action, Create)
-    reference = action.body["metadata"]["ownerReferences"][0]
+    assert isinstance(action, Create | StartJob)
+    body = action.body if isinstance(action, Create) else action.job
+    reference = body["metadata"]["ownerReferences"][0]
     return reference["kind"], reference["name"]
 
 

@@ -30,7 +30,7 @@ from readapt_operator.kube.resources import (
     Doc,
 )
 from readapt_operator.memory import Memory
-from readapt_operator.observed import DeploymentView, Observed, PodView, ServiceView, StoredSet, by_wish
+from readapt_operator.observed import DeploymentView, JobView, Observed, PodView, ServiceView, StoredSet, by_wish
 from readapt_operator.pods import PodAdmin
 from readapt_operator.queue import Key
 from readapt_operator.settings import Settings
@@ -92,11 +92,12 @@ class Observer:
         uid = base.metadata.uid
         owners = {uid, *(a.metadata.uid for a in seen.adapters)}
         job_pods = _by_controller(p for p in pods if labels.JOB_NAME in p["metadata"].get("labels", {}))
+        views = [
+            job_view(j, job_pods.get(j["metadata"]["uid"], []), memory) for j in jobs if controller_uid(j) in owners
+        ]
         seen = replace(
             seen,
-            jobs=by_wish(
-                job_view(j, job_pods.get(j["metadata"]["uid"], []), memory) for j in jobs if controller_uid(j) in owners
-            ),
+            jobs=by_wish(await asyncio.gather(*(self._with_request(v, key.namespace) for v in views))),
             service=_service(service) if service and controller_uid(service) == uid else None,
             deployments=tuple(deployment_view(d) for d in deployments if controller_uid(d) == uid),
             sets=_sets(c for c in sets if controller_uid(c) == uid),
@@ -104,6 +105,13 @@ class Observer:
         )
         live = _owned_pods(pods, seen.deployments)
         return self._timed(replace(seen, pods=await self._ask_pods(seen, live, memory)), memory)
+
+    async def _with_request(self, job: JobView, namespace: str) -> JobView:
+        """Whether a Job that is to start can: one read for each, and there are at most ``maxParallelJobs``."""
+        if job.running or not job.active or job.deleting:
+            return job
+        request = await self.kube.get(CONFIG_MAPS, namespace, job.name)
+        return replace(job, lacks_request=request is None or controller_uid(request) != job.owner_uid)
 
     async def _ask_pods(self, seen: Observed, live: list[PodView], memory: Memory) -> tuple[PodView, ...]:
         states = await self.pods.states(seen.key, [p.ip for p in live if p.ip])

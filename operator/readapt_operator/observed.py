@@ -44,6 +44,8 @@ class JobView:
     """Why the Job controller gave up."""
     running: bool = False
     """Its pod has started."""
+    lacks_request: bool = False
+    """It has not started, and the ConfigMap that it is to read is not there or is not its owner's."""
     waits: str = ""
     """Why its pod does not start, or what it waited for when it was last seen."""
     refused: bool = False

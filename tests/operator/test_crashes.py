@@ -1,4 +1,4 @@
-"""The operator is killed around every single write, and started again.
+"""The operator is killed around every single write, and started again; or the write is answered with an error.
 
 The write points are learned from an undisturbed run, so new writes are covered without edits. Whatever the point, the
 end state is the same and no child is created twice.
@@ -14,6 +14,8 @@ import pytest
 
 from readapt_api import labels
 from readapt_api.serving import SHARD_FILE
+from readapt_operator.kube.errors import Unavailable
+from readapt_operator.loop import PassFailed
 from readapt_testing.fake_kube import Crash
 from readapt_testing.fake_world import World, base_model, checkpoint, lora_adapter
 
@@ -44,12 +46,14 @@ def wish(world: World, version: str) -> None:
 
 
 def survive(world: World) -> None:
-    """Settles; a killed operator is replaced by one that remembers nothing."""
+    """Settles; a killed operator is replaced by one that remembers nothing, a failed pass is followed by another."""
     for _ in range(5):
         try:
             world.settle(quiet=6)
         except Crash:
             world.restart()
+            world.move()
+        except PassFailed:
             world.move()
         else:
             return
@@ -106,6 +110,20 @@ def test_restart_around_each_write_reaches_the_same_state(part: str) -> None:
                 assert creations(world) == created, f"killed {when} write {point} of {part}"
 
 
+@pytest.mark.parametrize("when", ["before", "after"], ids=["refused", "done, but the answer is lost"])
+@pytest.mark.parametrize("part", _PARTS)
+def test_each_write_that_fails_once_is_made_up_for(part: str, when: str) -> None:
+    """The process lives on, and goes on with the other writes of the same pass."""
+    end, created, writes = undisturbed(part)
+    for point in range(writes):
+        with World() as world:
+            fuse = Fuse(point, when, error=Unavailable("500 InternalError"))
+            world.kube.around_write = fuse
+            play(world, part)
+            assert fuse.blown, f"write {point} never came"
+            assert (state(world), creations(world)) == (end, created), f"write {point} of {part} failed once"
+
+
 def test_two_crashes_in_one_upgrade_reach_the_same_state() -> None:
     end, created, writes = undisturbed("upgrade")
     for point in range(0, writes, 3):
@@ -117,10 +135,12 @@ def test_two_crashes_in_one_upgrade_reach_the_same_state() -> None:
 
 
 class Fuse:
-    """Raises Crash at one write, and at a later one if asked to."""
+    """Raises an error at one write, and at a later one if asked to."""
 
-    def __init__(self, point: int, when: str, again_after: int | None = None) -> None:
-        self._left, self._when, self._again = point, when, again_after
+    def __init__(
+        self, point: int, when: str, again_after: int | None = None, error: BaseException | None = None
+    ) -> None:
+        self._left, self._when, self._again, self._error = point, when, again_after, error or Crash()
         self.blown = False
 
     def __call__(self, when: str) -> None:
@@ -131,4 +151,4 @@ class Fuse:
             return
         self.blown = True
         self._left, self._again = self._again, None  # type: ignore[assignment]
-        raise Crash
+        raise self._error

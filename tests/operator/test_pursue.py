@@ -11,10 +11,10 @@ import pytest
 from readapt_api import conditions as c
 from readapt_api.jobs import DriftRequest, JobKind, Summary
 from readapt_api.v1alpha1.base_model import BaseModelResource
-from readapt_operator.builders.job import Task
+from readapt_operator.builders.job import Task, build_request
 from readapt_operator.builders.meta import Owner
 from readapt_operator.decide.jobs import START_POLL_S, Start, Wording, pursue, schedule
-from readapt_operator.decide.plan import Create, Delete, State
+from readapt_operator.decide.plan import Create, Delete, StartJob, State
 from readapt_operator.observed import JobView, Observed, by_wish
 from readapt_operator.queue import Key
 from readapt_testing.fake_world import base_model
@@ -142,16 +142,21 @@ def test_no_more_than_max_parallel_jobs_run_at_once() -> None:
     running = job(owner_uid="u0")
     starts = [Start(t, 1) for t in wished[1:]]
     plan = schedule(seen(running), base(upgrade={"maxParallelJobs": 2}), wished, starts)
-    created = [a.body["metadata"]["name"] for a in plan.actions if isinstance(a, Create)]
-    assert created == [wished[1].name(1)] * 2  # the request, then the Job
+    (started,) = [a for a in plan.actions if isinstance(a, StartJob)]
+    assert started.request["metadata"]["name"] == started.job["metadata"]["name"] == wished[1].name(1)
     assert plan.waiting == {wished[2].name(1)}
 
 
 def test_a_running_job_that_nobody_wishes_for_is_deleted_and_frees_its_slot() -> None:
     (wished,) = tasks(1)
     plan = schedule(seen(RUNNING), base(upgrade={"maxParallelJobs": 1}), [wished], [Start(wished, 1)])
-    assert [type(a) for a in plan.actions] == [Delete, Create, Create]
+    assert [type(a) for a in plan.actions] == [Delete, StartJob]
     assert plan.actions[0] == Delete(RUNNING.body, "nobody wishes for its result any more")
+
+
+def test_a_request_that_a_waiting_job_lacks_is_written_again() -> None:
+    plan = schedule(seen(job(lacks_request=True)), base(), [TASK], [])
+    assert plan.actions == (Create(build_request(TASK, 1)),)
 
 
 @pytest.mark.parametrize("ended", [replace(LOST, summary=OK), BROKEN], ids=["succeeded", "failed"])

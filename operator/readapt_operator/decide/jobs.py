@@ -10,7 +10,7 @@ from readapt_api import labels
 from readapt_api.jobs import Summary
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_operator.builders.job import Task, build_job, build_request
-from readapt_operator.decide.plan import Action, Create, Delete, Verdict, stalled, working
+from readapt_operator.decide.plan import Action, Create, Delete, StartJob, Verdict, stalled, working
 from readapt_operator.observed import JobView, Observed
 
 MAX_RETRY_S = 300.0
@@ -116,18 +116,21 @@ def schedule(seen: Observed, base: BaseModelResource, wished: Iterable[Task], st
 
     One pass per base at a time and consistent lists make the count exact.
     """
-    wishes = {task.wish for task in wished}
+    wishes = {task.wish: task for task in wished}
     active = [j for attempts in seen.jobs.values() for j in attempts if j.active and not j.deleting]
     superseded = [j for j in active if j.wish not in wishes]
     actions: list[Action] = [Delete(j.body, "nobody wishes for its result any more") for j in superseded]
+    # Somebody removed it, and the Job's pod waits for it.
+    actions += [
+        Create(build_request(wishes[j.wish], j.attempt)) for j in active if j.lacks_request and j.wish in wishes
+    ]
     due = {s.task.name(s.attempt): s for s in starts}
     if base.spec.suspend:
         return Schedule(tuple(actions), frozenset(), frozenset(due))
     free = max(0, base.spec.upgrade.max_parallel_jobs - (len(active) - len(superseded)))
     for start in list(due.values())[:free]:
-        # The request first: a Job's pod waits for its ConfigMap, nothing waits for a ConfigMap's Job.
-        actions.append(Create(build_request(start.task, start.attempt)))
-        actions.append(Create(build_job(start.task, start.attempt, base, seen.runtime_image)))
+        request = build_request(start.task, start.attempt)
+        actions.append(StartJob(request, build_job(start.task, start.attempt, base, seen.runtime_image)))
     return Schedule(tuple(actions), frozenset(list(due)[free:]), frozenset())
 
 

@@ -48,6 +48,14 @@ class Create:
 
 
 @dataclass(frozen=True, slots=True)
+class StartJob:
+    """POST the request, then the Job; no Job without a request that is ours and for the same work."""
+
+    request: Doc
+    job: Doc
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
     """Merge into what was read (uid and resourceVersion in the body)."""
 
@@ -77,7 +85,7 @@ class Drain:
     pods: tuple[PodView, ...]
 
 
-Action = Create | Apply | Delete | Push | Drain
+Action = Create | StartJob | Apply | Delete | Push | Drain
 
 
 @dataclass(frozen=True, slots=True)
