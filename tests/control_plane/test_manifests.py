@@ -199,10 +199,22 @@ ADAPTER_UPDATES = [
     Row("served name appears", {"spec.servedName": "x"}, "servedName cannot change, appear or disappear"),
     Row("uri changes", {"spec.source.adapter.uri": "pvc://models/new"}, "uri is immutable"),
     Row("kind of source changes", {"spec.source": {"checkpoint": CHECKPOINT}}, "the kind of source is immutable"),
+    Row("base version changes", {"spec.source.adapter.baseVersion": "v2"}, "baseVersion is immutable"),
     Row("train data change", {"spec.data.train.uri": "pvc://models/new"}, "uri is immutable"),
     Row("test data appear", {"spec.data.test": {"uri": "pvc://models/t"}}),
     Row("gate changes", {"spec.gate.maxRegression": "0.05"}),
     Row("digest is set", {"spec.source.adapter.digest": DIGEST}),
+]
+
+CHECKPOINT_UPDATES = [
+    Row("base version changes", {"spec.source.checkpoint.baseVersion": "v2"}, "baseVersion is immutable"),
+    Row("rank changes", {"spec.source.checkpoint.rank.energy": "0.9"}, "rank is immutable"),
+    Row("rank becomes fixed", {"spec.source.checkpoint.rank": {"fixed": 8}}, "rank is immutable"),
+    Row("largest rank changes", {"spec.source.checkpoint.maxRank": 32}, "maxRank is immutable"),
+    Row("modules change", {"spec.source.checkpoint.targetModules": ["q_proj"]}, "targetModules is immutable"),
+    Row("modules go", {"spec.source.checkpoint.targetModules": REMOVED}, "targetModules is immutable"),
+    Row("modules in another order", {"spec.source.checkpoint.targetModules": ["v_proj", "q_proj"]}),
+    Row("digest is set", {"spec.source.checkpoint.digest": DIGEST}),
 ]
 
 
@@ -254,6 +266,12 @@ def test_update_of_base_model(row: Row, kube: Kube, namespace: str) -> None:
 @pytest.mark.parametrize("row", ADAPTER_UPDATES, ids=ids)
 def test_update_of_lora_adapter(row: Row, kube: Kube, namespace: str) -> None:
     check(row, update(kube, namespace, lora_adapter(), row.edits))
+
+
+@pytest.mark.parametrize("row", CHECKPOINT_UPDATES, ids=ids)
+def test_update_of_a_checkpoint(row: Row, kube: Kube, namespace: str) -> None:
+    source = {**CHECKPOINT, "targetModules": ["q_proj", "v_proj"]}
+    check(row, update(kube, namespace, edited(lora_adapter(), {"spec.source": {"checkpoint": source}}), row.edits))
 
 
 @pytest.mark.parametrize(("digest", "accepted"), [(DIGEST, True), (OTHER_DIGEST, False), (REMOVED, False)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
@@ -27,10 +27,17 @@ class Metric(StrEnum):
     """Share of examples whose likeliest completion, among the distinct completions of train, is the right one."""
 
 
+def _fixed(field: str) -> dict[str, Any]:
+    """A field that says what the weights are: another value is another adapter."""
+    return bounds.cel(("self == oldSelf", f"{field} is immutable: add a new adapter instead"))
+
+
 class AdapterSource(Source):
     """An existing PEFT adapter."""
 
-    base_version: Name = Field(description="The version of the base that it was trained on.")
+    base_version: Name = Field(
+        description="The version of the base that it was trained on.", json_schema_extra=_fixed("baseVersion")
+    )
 
 
 class Rank(Contract):
@@ -48,11 +55,14 @@ class Rank(Contract):
 
 
 class CheckpointSource(Source):
-    """A full fine-tuned checkpoint; the adapter is extracted from its difference to the base (PHLoRA)."""
+    """A full fine-tuned checkpoint; the adapter is extracted from its difference to the base (PHLoRA).
 
-    base_version: Name
-    rank: Rank = Rank(energy="0.95")
-    max_rank: bounds.LoraRank = 64
+    It is extracted once: what decides about the result cannot change.
+    """
+
+    base_version: Name = Field(json_schema_extra=_fixed("baseVersion"))
+    rank: Rank = Field(default=Rank(energy="0.95"), json_schema_extra=_fixed("rank"))
+    max_rank: bounds.LoraRank = Field(default=64, json_schema_extra=_fixed("maxRank"))
     target_modules: tuple[Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_]+$")], ...] = Field(
         default=(),
         max_length=16,
@@ -71,7 +81,17 @@ class AdapterOrCheckpoint(Contract):
         )
     )
     adapter: AdapterSource | None = None
-    checkpoint: CheckpointSource | None = None
+    checkpoint: CheckpointSource | None = Field(
+        default=None,
+        # A rule of the field itself would not see it appear or go.
+        json_schema_extra=bounds.cel(
+            (
+                "has(self.targetModules) == has(oldSelf.targetModules)"
+                " && (!has(self.targetModules) || self.targetModules == oldSelf.targetModules)",
+                "targetModules is immutable: add a new adapter instead",
+            )
+        ),
+    )
 
 
 class Data(Contract):
