@@ -22,6 +22,12 @@ ADAPTERS_PER_SHARD = 2000
 
 SERVING_PORT = 8080
 ADMIN_PORT = 8081
+REQUEST_LIMIT_S = 600
+"""The longest that the server computes one answer, from admission to the last token."""
+LINGER_S = 2
+"""Quiet time after SIGTERM before the server closes idle connections."""
+STOP_S = 20
+"""More than the rest takes, up to the end of the process: closing connections, stopping the engine."""
 HEADER_SET = "x-readapt-set"
 """On every answer: the revision that the pod belongs to."""
 HEADER_ADAPTER = "x-readapt-adapter"

@@ -18,6 +18,9 @@ from readapt_operator.builders.meta import Owner, job_name
 from readapt_operator.builders.serving import build_deployment, build_service
 from readapt_operator.builders.sets import build_set
 from readapt_operator.observed import revision_of
+from readapt_runtime.server.limits import Limits
+from readapt_runtime.server.listener import CLOSE_GRACE_S
+from readapt_runtime.server.process import ENGINE_STOP_S
 from readapt_testing.fake_world import base_model
 
 LONGEST = "a" + 38 * "b" + "c"
@@ -173,6 +176,14 @@ def test_the_server_is_told_what_it_serves() -> None:
     shards = [v for v in template["spec"]["volumes"] if v["name"].startswith("set-")]
     assert len(shards) == 8
     assert all(v["configMap"]["optional"] is True for v in shards)
+
+
+def test_a_pod_that_has_to_go_is_given_the_time_of_the_longest_request() -> None:
+    pod = build_deployment(base(), "0123456789", "v1", DIGEST, "image")["spec"]["template"]["spec"]
+    (server,) = pod["containers"]
+    pre_stop, limits = server["lifecycle"]["preStop"]["sleep"]["seconds"], Limits()
+    assert limits.shutdown_s >= limits.request_s + limits.linger_s
+    assert pod["terminationGracePeriodSeconds"] > pre_stop + limits.shutdown_s + CLOSE_GRACE_S + ENGINE_STOP_S
 
 
 def test_the_service_selects_one_revision_and_never_the_administration_port() -> None:

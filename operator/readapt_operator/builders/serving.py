@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from readapt_api import labels
 from readapt_api.digest import hex_of
-from readapt_api.serving import ADMIN_PORT, MAX_SHARDS, SERVING_PORT, token_subject
+from readapt_api.serving import (
+    ADMIN_PORT,
+    LINGER_S,
+    MAX_SHARDS,
+    REQUEST_LIMIT_S,
+    SERVING_PORT,
+    STOP_S,
+    token_subject,
+)
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_operator.builders.meta import Owner, child_meta, deployment_name, set_name
 from readapt_operator.builders.pod import (
@@ -20,7 +28,10 @@ from readapt_operator.kube.resources import DEPLOYMENTS, SERVICES, Doc
 _STORE = "/store"
 _SET_DIR = "/etc/readapt/set"
 _KEY_DIR = "/etc/readapt/api-key"
-_GRACE_S = 120
+_PRE_STOP_S = 5
+"""Endpoints leave the load balancers while the server still accepts."""
+GRACE_S = _PRE_STOP_S + REQUEST_LIMIT_S + LINGER_S + STOP_S
+"""The kubelet counts from the start of preStop; the last request may come at its end, and be one of the longest."""
 _STARTUP_S = 600
 
 
@@ -78,8 +89,7 @@ def _pod(base: BaseModelResource, revision: str, digest: str, image: str) -> Doc
         "readinessProbe": _probe("/readyz", period_s=1, failures=3),
         "livenessProbe": _probe("/healthz", period_s=10, failures=6),
         "startupProbe": _probe("/healthz", period_s=1, failures=_STARTUP_S),
-        # Endpoints leave the load balancers while the server still accepts.
-        "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
+        "lifecycle": {"preStop": {"sleep": {"seconds": _PRE_STOP_S}}},
         # The last of its log is what a server that cannot start leaves behind.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": CONTAINER_SECURITY,
@@ -87,7 +97,7 @@ def _pod(base: BaseModelResource, revision: str, digest: str, image: str) -> Doc
     return {
         "containers": [container],
         "volumes": [*volumes, TMP_VOLUME],
-        "terminationGracePeriodSeconds": _GRACE_S,
+        "terminationGracePeriodSeconds": GRACE_S,
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 from readapt_api.errors import Terminal
 from readapt_api.memory import memory_bytes
+from readapt_api.serving import LINGER_S, REQUEST_LIMIT_S
 
 
 class BadLimits(Terminal):
@@ -30,7 +31,7 @@ class Limits:
     """Request line and headers together."""
     receive_s: float = 30.0
     """From the first byte of a request to its last."""
-    request_s: float = 600.0
+    request_s: float = REQUEST_LIMIT_S
     """From admission to the last token, waiting for verification included."""
     max_connections: int = 4096
     max_in_flight: int = 512
@@ -41,9 +42,9 @@ class Limits:
     max_stop_chars: int = 256
     keep_alive_s: float = 120.0
     """Idle connections stay open this long: longer than clients keep theirs, so that the client closes first."""
-    shutdown_s: float = 600.0
+    shutdown_s: float = REQUEST_LIMIT_S + LINGER_S
     """From SIGTERM until unfinished answers are cut off."""
-    linger_s: float = 2.0
+    linger_s: float = LINGER_S
     """Quiet time after SIGTERM before idle connections are closed."""
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 _TICK_S = 0.05
-_ENGINE_STOP_S = 10.0
+ENGINE_STOP_S = 10.0
 
 
 async def run(options: Options, machinery: Machinery, announce: Callable[[str], None]) -> int:
@@ -124,7 +124,7 @@ class _Server:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(self.engine.stop, _ENGINE_STOP_S)
+        await asyncio.to_thread(self.engine.stop, ENGINE_STOP_S)
         return EXIT_BUG if broken or self.engine.error is not None else EXIT_OK
 
 
