@@ -1,13 +1,14 @@
-"""What the chart says after an installation about the policies that it rendered; no cluster is asked."""
+"""The policies that the chart renders, and what it says about them; no cluster is asked."""
 
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from readapt_cluster.binaries import ensure, path_of
 from readapt_cluster.catalog import BY_NAME
-from readapt_cluster.commands import run
-from readapt_testing.chart import CHART, RELEASE
+from readapt_cluster.commands import CommandFailed, run
+from readapt_testing.chart import CHART, RELEASE, render
 
 # Helm is one of the binaries of that tier.
 pytestmark = pytest.mark.control_plane
@@ -31,3 +32,22 @@ def test_a_warning_where_jobs_and_serving_pods_have_no_policy(
     told = run([path_of("helm"), "install", "--dry-run=client", RELEASE, CHART, "--namespace", "readapt", *wished])
     assert told.count("\nkind: NetworkPolicy\n") == policies
     assert (WARNING in told) is warned
+
+
+@pytest.mark.parametrize(
+    ("values", "ports"),
+    [((), [443, 6443]), (("networkPolicy.apiServerPorts={8443}",), [8443])],
+    ids=["default", "told"],
+)
+def test_the_operator_may_reach_the_ports_of_the_api_server(values: tuple[str, ...], ports: list[int]) -> None:
+    wished = [word for value in values for word in ("--set", value)]
+    rendered = render("models", "-s", "templates/networkpolicy.yaml", *wished)
+    (policy,) = [p for p in yaml.safe_load_all(rendered) if p["metadata"]["name"] == "readapt-operator"]
+    _, api_server, _ = policy["spec"]["egress"]
+    assert api_server == {"ports": [{"port": port} for port in ports]}
+
+
+@pytest.mark.parametrize("ports", ["{}", "{0}", "{https}"])
+def test_what_is_no_port_of_an_api_server_is_refused(ports: str) -> None:
+    with pytest.raises(CommandFailed, match="apiServerPorts"):
+        render("models", "--set", f"networkPolicy.apiServerPorts={ports}")
