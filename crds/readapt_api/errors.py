@@ -15,6 +15,9 @@ EXIT_BAD_INPUT = 64
 EXIT_BUG = 70
 EXIT_TRY_AGAIN = 75
 
+LOST_ARTIFACT = ("MissingArtifact", "CorruptArtifact")
+"""Reasons in a Job's summary: the store lost what an earlier Job had put there. Names of the store's errors."""
+
 
 class ReadaptError(Exception):
     """Base of all errors that Readapt raises on purpose."""

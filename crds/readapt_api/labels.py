@@ -21,7 +21,10 @@ INPUT_HASH = "readapt.dev/input-hash"
 ATTEMPT = "readapt.dev/attempt"
 """Annotation of Jobs: 1, 2, ... for one input hash."""
 RETRY = "readapt.dev/retry"
-"""Annotation of a user on BaseModel or LoRAAdapter: a new value makes stalled work start again. Copied to Jobs."""
+"""Annotation of a user on BaseModel or LoRAAdapter: a new value makes stalled work start again. Copied to Jobs.
+
+Where a Job told that the store lost an artifact, the object's sources are fetched again as well.
+"""
 BASE_DIGEST = "readapt.dev/base-digest"
 """Annotation of serving Deployments: the weights that they serve."""
 VERSION = "readapt.dev/version"

@@ -12,6 +12,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from readapt_api import labels
+from readapt_api.errors import LOST_ARTIFACT
 from readapt_api.serving import SHARD_FILE, IncompleteSet, SetShard, join_set
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_api.v1alpha1.lora_adapter import LoRAAdapterResource
@@ -98,6 +99,7 @@ class Observer:
         seen = replace(
             seen,
             jobs=by_wish(await asyncio.gather(*(self._with_request(v, key.namespace) for v in views))),
+            store_lost=any(v.summary is not None and v.summary.reason in LOST_ARTIFACT for v in views),
             service=_service(service) if service and controller_uid(service) == uid else None,
             deployments=tuple(deployment_view(d) for d in deployments if controller_uid(d) == uid),
             sets=_sets(c for c in sets if controller_uid(c) == uid),

@@ -154,6 +154,8 @@ class Observed:
     """Oldest first."""
     jobs: Mapping[Wish, tuple[JobView, ...]] = field(default_factory=dict)
     """All Jobs of the base and its adapters, by what they are for; earlier attempts first."""
+    store_lost: bool = False
+    """A Job told that something is not in the store any more."""
     service: ServiceView | None = None
     deployments: tuple[DeploymentView, ...] = ()
     sets: Mapping[str, StoredSet] = field(default_factory=dict)
@@ -173,6 +175,10 @@ class Observed:
 
     def pods_of(self, revision: str | None) -> tuple[PodView, ...]:
         return tuple(p for p in self.pods if p.revision == revision)
+
+    def fetches_again(self, retry: str) -> bool:
+        """Records of what is in the store are not believed until a fetch under the user's ``retry`` has ended well."""
+        return bool(retry) and self.store_lost
 
     def held(self, revision: str) -> frozenset[Member]:
         """What a revision's stored set and its pods have: either of them may be lost."""

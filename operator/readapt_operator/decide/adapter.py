@@ -71,6 +71,11 @@ class AdapterPass:
         return chosen
 
     @property
+    def fetches_again(self) -> bool:
+        """Whether the user asks for what the store lost."""
+        return self.seen.fetches_again(retry_of(self.adapter.metadata.annotations))
+
+    @property
     def passing(self) -> VariantStatus | None:
         """The variant for the wished version."""
         return self.variant(self.target) if self.target else None
@@ -136,11 +141,12 @@ def source_is_fetched(at: AdapterPass) -> AdapterPass:
     pinned = at.source.digest
     known = at.records.source_digest if pinned in (None, at.records.source_digest) else None
     is_adapter = isinstance(at.source, AdapterSource)
-    if known is not None and (not is_adapter or at.own is not None):
+    if known is not None and not at.fetches_again and (not is_adapter or at.own is not None):
         return at
+    source = at.source.model_copy(update={"digest": known}) if known and at.fetches_again else at.source
     request = FetchRequest(
         role=FetchRole.ADAPTER if is_adapter else FetchRole.CHECKPOINT,
-        sources=(fetch_source(at.source),),
+        sources=(fetch_source(source),),
         base=at.native,
         max_rank=at.base.spec.serving.max_rank,
     )
@@ -166,7 +172,8 @@ def data_is_fetched(at: AdapterPass) -> AdapterPass:
         prompt_field=data.prompt_field,
         completion_field=data.completion_field,
     )
-    if at.records.data_key == request.input_hash and at.records.data_digest is not None:
+    recorded = at.records.data_key == request.input_hash and at.records.data_digest is not None
+    if recorded and not at.fetches_again:
         return replace(at, data=at.records.data_digest)
     at, errand = at.pursue(at.task(request, request.input_hash), Wording(c.FETCHING, c.SOURCE_FAILED, "data"))
     fetched = errand.summary.fetch if errand.summary else None

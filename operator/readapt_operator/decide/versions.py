@@ -49,12 +49,15 @@ def resolve_versions(seen: Observed, base: BaseModelResource) -> Versions:
     records = {r.name: r for r in base.status.versions}
     known: dict[str, str | Verdict] = {}
     errands: list[Errand] = []
+    again = seen.fetches_again(retry_of(base.metadata.annotations))
     for name in _needed(seen, base):
         source = base.spec.source_of(name)
         record = records.get(name)
         if record is not None and _answers(record, source, name == base.spec.version):
-            known[name] = record.digest
-            continue
+            if not again or source is None:
+                known[name] = record.digest
+                continue
+            source = source.model_copy(update={"digest": record.digest})
         if source is None:
             known[name] = stalled(c.UNKNOWN_VERSION, f"{base.metadata.name} has no version {name!r}")
             continue
@@ -113,8 +116,9 @@ def resolve_drifts(seen: Observed, base: BaseModelResource, pairs: Iterable[Pair
     records = {(r.old_digest, r.new_digest): r for r in base.status.drifts}
     known: dict[Pair, str | Verdict] = {}
     errands: list[Errand] = []
+    again = seen.fetches_again(retry_of(base.metadata.annotations))
     for pair in dict.fromkeys(pairs):
-        if pair in records:
+        if pair in records and not again:
             known[pair] = records[pair].digest
             continue
         errand = _measure(seen, base, pair)
