@@ -26,14 +26,16 @@ def _draw(logits: torch.Tensor, seqs: list[Sequence]) -> torch.Tensor:
     params = [seq.request.sampling for seq in seqs]
     temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=logits.device)
     top_p = torch.tensor([p.top_p for p in params], dtype=torch.float32, device=logits.device)
-    probs, order = torch.softmax(logits / temperature[:, None], dim=-1).sort(dim=-1, descending=True, stable=True)
-    before = probs.cumsum(dim=-1) - probs  # mass of the likelier tokens; 0 for the first, which is always kept
+    below = logits - logits.amax(dim=-1, keepdim=True)  # so that no temperature makes an infinity of the largest
+    probs, order = torch.softmax(below / temperature[:, None], dim=-1).sort(dim=-1, descending=True, stable=True)
+    before = probs.cumsum(dim=-1) - probs  # mass of the likelier tokens
     kept = torch.where(before < top_p[:, None], probs, 0.0)
+    kept[:, 0] = probs[:, 0]  # always, also where top_p is 0 in float32
     mass = kept.cumsum(dim=-1)
     point = torch.tensor([[_uniform(seq)] for seq in seqs], dtype=torch.float32, device=logits.device) * mass[:, -1:]
     rank = torch.searchsorted(mass, point, right=True).clamp(max=logits.shape[-1] - 1)
     # rounding may put the point at the very end of the mass: fall back to the last kept token
-    rank = torch.minimum(rank, (kept > 0).sum(dim=-1, keepdim=True) - 1)
+    rank = torch.minimum(rank, (kept > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
     return order.gather(1, rank).squeeze(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from readapt_runtime.engine.core import Request, SamplingParams, Sequence
@@ -48,3 +49,15 @@ def test_the_same_seed_gives_the_same_draws_whoever_shares_the_batch() -> None:
 
 def test_greedy_takes_the_largest() -> None:
     assert _sample(LOGITS.repeat(2, 1), [_sequence(0.0), _sequence(0.0, seed=None)]) == [0, 0]
+
+
+@pytest.mark.parametrize("top_p", [1e-300, 1e-46, 1e-45, 1e-38])
+def test_a_top_p_below_every_probability_keeps_the_first_token(top_p: float) -> None:
+    """The API takes any number above 0; the first two are 0 in float32."""
+    logits = torch.tensor([[0.0, 2.0, 2.0], [3.0, 1.0, 0.0]])
+    assert _sample(logits, [_sequence(1.0, top_p), _sequence(2.0, top_p)]) == [1, 0]
+
+
+def test_large_logits_at_a_small_temperature_are_drawn_from() -> None:
+    logits = torch.tensor([[1e35, 3e35, -1e35], [0.0, 1.0, 0.0]])
+    assert _sample(logits, [_sequence(1e-4), _sequence(1e-4)]) == [1, 1]
