@@ -90,19 +90,28 @@ class Engine:
     def _settle(self, batch: Batch, logits: torch.Tensor) -> None:
         for row in batch.rows:
             row.seq.computed += row.count
-        sampling = batch.sampling_rows
-        if not sampling:
+        rows, logits, best = self._sound(batch.sampling_rows, logits)
+        if not rows:
             return
-        best, are_finite = self._model.greedy(logits)
-        finite = are_finite.tolist()
-        tokens = sample(logits, best, [row.seq for row in sampling])
-        for index, row in enumerate(sampling):
-            if not finite[index]:
-                self._fail(row.seq, NonFiniteLogits("the model answered with NaN or infinity"))
-            elif row.seq.request.score_ids:
+        tokens = sample(logits, best, [row.seq for row in rows])
+        for index, row in enumerate(rows):
+            if row.seq.request.score_ids:
                 self._score(row, logits[index])
             else:
                 self._append(row.seq, tokens[index])
+
+    def _sound(self, rows: list[Row], logits: torch.Tensor) -> tuple[list[Row], torch.Tensor, torch.Tensor]:
+        """Rows, logits and their largest; rows with a NaN or an infinity fail, for nothing can be drawn from them."""
+        if not rows:
+            return rows, logits, torch.empty(0, dtype=torch.int64)
+        best, are_finite = self._model.greedy(logits)
+        finite = are_finite.tolist()
+        if all(finite):
+            return rows, logits, best
+        for row, fine in zip(rows, finite, strict=True):
+            if not fine:
+                self._fail(row.seq, NonFiniteLogits("the model answered with NaN or infinity"))
+        return [row for row, fine in zip(rows, finite, strict=True) if fine], logits[are_finite], best[are_finite]
 
     def _append(self, seq: Sequence, token: int) -> None:
         seq.tokens.append(token)

@@ -147,16 +147,23 @@ def test_a_request_past_its_deadline_is_told_so_whether_it_runs_or_waits(tiny: T
     _assert_empty(engine)
 
 
-def test_weights_that_overflow_fail_their_request_alone(tiny: Tiny) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_overflow_fail_their_request_alone(tiny: Tiny, temperature: float) -> None:
+    alone = tiny.engine()
+    _, expected = ask(alone, [4, 5], max_tokens=8, temperature=1.0, seed=3)
+    run_to_idle(alone)
     engine = tiny.engine()
     good = tiny.variant("r8")
     bad = Variant("bad", good.digest, tiny.variant("r8").image)
     bad.image.pages.mul_(1e30)
-    _, wrong = ask(engine, [1, 2, 3], bad)
+    _, wrong = ask(engine, [1, 2, 3], bad, temperature=temperature)
     _, right = ask(engine, [1, 2, 3], good, max_tokens=8)
+    _, drawn = ask(engine, [4, 5], max_tokens=8, temperature=1.0, seed=3)
     run_to_idle(engine)
     assert isinstance(wrong.last, Failure)
     assert isinstance(wrong.last.error, NonFiniteLogits)
+    assert len(wrong.events) == 1
+    assert drawn.tokens == expected.tokens
     tiny.oracle.assert_greedy(tiny.adapters["r8"], [1, 2, 3], right.tokens, 8)
     _assert_empty(engine)
 
