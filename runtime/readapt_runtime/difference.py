@@ -19,8 +19,8 @@ import torch
 
 from readapt_api.errors import Terminal
 from readapt_runtime.lora_format import Shape, linear_shapes
-from readapt_runtime.model.family import Document, read_dimensions
-from readapt_runtime.safe_tensors import Checkpoint, read_json_object
+from readapt_runtime.model.family import Document, read_dimensions, read_document
+from readapt_runtime.safe_tensors import Checkpoint
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -50,7 +50,7 @@ class CheckpointPair:
 
     def __init__(self, old: Path, new: Path) -> None:
         """Raises BadWeights, UnsupportedModel, DifferentModels (naming the first field or module that differs)."""
-        old_config, new_config = (read_json_object(folder / "config.json") for folder in (old, new))
+        old_config, new_config = (read_document(folder) for folder in (old, new))
         _require_same(old_config, new_config)
         self.shapes: Mapping[str, Shape] = linear_shapes(old_config)
         with ExitStack() as stack:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from readapt_api.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest
-from readapt_runtime.model.family import read_dimensions
+from readapt_runtime.model.family import read_dimensions, read_document
 from readapt_runtime.peft_config import PeftLoraConfig, parse_config
 from readapt_runtime.safe_tensors import ADAPTER_LIMITS, BadWeights, TensorFile, read_json_object, save_readable
 
@@ -59,6 +59,11 @@ class LoraAdapter:
     def rank(self) -> int:
         """The largest rank of a module."""
         return max((module.rank for module in self.modules.values()), default=0)
+
+
+def base_shapes(folder: Path) -> dict[str, Shape]:
+    """``linear_shapes`` of a model folder; raises UnsupportedModel, which names the folder, and BadWeights."""
+    return linear_shapes(read_document(folder))
 
 
 def linear_shapes(config: Mapping[str, object]) -> dict[str, Shape]:

@@ -97,7 +97,7 @@ class TensorFile:
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
-            raise BadWeights(f"{path.name}: no such file") from None
+            raise BadWeights(f"{path}: no such file") from None
         try:
             self.infos = _read_header(self._descriptor, path.name, limits)
             if entry is not None and _sha256(self._descriptor, path.name) != entry.sha256:
@@ -227,7 +227,7 @@ def read_json_object(path: Path, limit: int = 4 << 20) -> dict[str, object]:
         with path.open("rb") as stream:
             content = stream.read(limit + 1)
     except FileNotFoundError:
-        raise BadWeights(f"{path.name}: no such file") from None
+        raise BadWeights(f"{path}: no such file") from None
     if len(content) > limit:
         raise BadWeights(f"{path.name}: larger than {limit} bytes")
     return _parse_object(content, path.name)
@@ -240,7 +240,7 @@ def _shards(folder: Path) -> Mapping[str, set[str] | None]:
     if not (folder / INDEX_FILE).is_file():
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         hint = f" ({pickles[0]} is a pickle, which is never read)" if pickles else ""
-        raise BadWeights(f"{folder.name}: neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
+        raise BadWeights(f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
     weight_map = read_json_object(folder / INDEX_FILE, 16 << 20).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadWeights(f"{INDEX_FILE}: no weight_map")

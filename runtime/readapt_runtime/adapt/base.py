@@ -15,12 +15,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from readapt_api.contract import Digest
 from readapt_api.errors import Terminal
-from readapt_runtime.model.config import read_config
+from readapt_runtime.model.config import read_config, transformers_config
+from readapt_runtime.model.tensors import check_tensors
+from readapt_runtime.model.tokenizer import load_tokenizer
+from readapt_runtime.safe_tensors import Checkpoint
 
 _LONGEST = 1024
 """Tokens of one example; longer prompts lose their beginning."""
@@ -88,12 +91,14 @@ def fix_threads() -> int:
 def load_base(folder: Path, digest: Digest, dtype: torch.dtype | None = None) -> LoadedBase:
     """Loads the model and tokenizer of a folder of safetensors; ``dtype`` None chooses as the module says.
 
-    Raises UnsupportedModel for what serving refuses too, Terminal when transformers cannot make a causal language
-    model of it.
+    Raises UnsupportedModel, BadTokenizer and BadWeights for what serving and ``fetch`` refuse too, Terminal when
+    transformers cannot make a causal language model of it all the same.
     """
-    served = read_config(folder)
+    served, config = read_config(folder), transformers_config(folder)
+    tokenizer = load_tokenizer(folder, served.vocab_size)
+    with Checkpoint(folder) as checkpoint:
+        check_tensors(checkpoint.infos, config)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -104,9 +109,8 @@ def load_base(folder: Path, digest: Digest, dtype: torch.dtype | None = None) ->
                 local_files_only=True,
                 trust_remote_code=False,
             )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise Terminal(f"{folder.name}: not a loadable causal language model: {error}"[:500]) from error
+        raise Terminal(f"{folder}: not a loadable causal language model: {error}"[:500]) from error
     model.train(False)
     model.requires_grad_(False)
     return LoadedBase(digest, model, tokenizer, min(_LONGEST, served.longest))

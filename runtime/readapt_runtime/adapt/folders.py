@@ -20,10 +20,9 @@ from readapt_runtime.adapt.errors import BadData
 from readapt_runtime.adapt.evidence import circumstances
 from readapt_runtime.adapt.repair import Item, Move, Repaired, repair, seed_of
 from readapt_runtime.drift import measure, read_drift
-from readapt_runtime.lora_format import linear_shapes, read_adapter, write_adapter
+from readapt_runtime.lora_format import base_shapes, read_adapter, write_adapter
 from readapt_runtime.out_folder import make_out
 from readapt_runtime.progress import ConsoleLog
-from readapt_runtime.safe_tensors import read_json_object
 from readapt_runtime.store import Store
 
 EVIDENCE = "evidence.json"
@@ -86,11 +85,10 @@ def _request(folders: Folders, drift: Path, adaptation: AdaptationSettings, gate
 
 def _item(folders: Folders, request: AdaptRequest) -> Item:
     wanted = request.items[0]
-    shapes = linear_shapes(read_json_object(folders.new_base / "config.json"))
     test = read_examples(folders.test) if folders.test is not None else ()
     return Item(
         name=wanted.name,
-        adapter=read_adapter(folders.adapter, shapes),
+        adapter=read_adapter(folders.adapter, base_shapes(folders.new_base)),
         reference=wanted.reference,
         splits=split(read_examples(folders.train), read_examples(folders.validation), test),
         data=wanted.data,

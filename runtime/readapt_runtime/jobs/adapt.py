@@ -24,11 +24,10 @@ from readapt_runtime.adapt.repair import Item, Move, Repaired, repair, seed_of
 from readapt_runtime.adapt.share import Share
 from readapt_runtime.drift import read_drift
 from readapt_runtime.jobs.recorded import recorded_outcome
-from readapt_runtime.lora_format import linear_shapes, read_adapter, write_adapter
+from readapt_runtime.lora_format import base_shapes, read_adapter, write_adapter
 from readapt_runtime.probe import candidate_prompts, record
 from readapt_runtime.probe_file import save_probe
 from readapt_runtime.progress import Log
-from readapt_runtime.safe_tensors import read_json_object
 from readapt_runtime.store import Artifact, Store
 
 _PROBE_TEXTS = 8
@@ -99,10 +98,9 @@ class _Work:
         reference = self.store.open(request.reference)
         if reference.manifest.base != self.request.old_base:
             raise WrongBase(f"{request.name}: the reference variant belongs to {reference.manifest.base}")
-        config = read_json_object(self.new.path / "config.json")
         return Item(
             name=request.name,
-            adapter=read_adapter(reference.path, linear_shapes(config), manifest=reference.manifest),
+            adapter=read_adapter(reference.path, base_shapes(self.new.path), manifest=reference.manifest),
             reference=request.reference,
             splits=read_splits(self.store.open(request.data).path),
             data=request.data,

@@ -21,10 +21,9 @@ from readapt_runtime.adapt.comparison import AnswerCache, AnswerStream, Comparis
 from readapt_runtime.adapt.data import Splits, read_splits
 from readapt_runtime.extract import EXTRACT_REPORT, Extraction, RankPolicy, extract
 from readapt_runtime.extract.sidecar import SIDECAR_WEIGHTS
-from readapt_runtime.lora_format import linear_shapes, read_adapter
+from readapt_runtime.lora_format import base_shapes, read_adapter
 from readapt_runtime.probe_file import write_probe
 from readapt_runtime.progress import Log
-from readapt_runtime.safe_tensors import read_json_object
 from readapt_runtime.store import Artifact, Store
 
 _VERDICTS = {
@@ -92,7 +91,7 @@ def _gate(request: ExtractRequest, inputs: _Inputs, folder: Path, store: Store, 
     """The checkpoint's answers are cached: another rank of the same checkpoint does not ask them again."""
     base = load_base(inputs.base.path, request.base)
     checkpoint = load_base(inputs.checkpoint.path, request.checkpoint, base.dtype)
-    adapter = read_adapter(folder, linear_shapes(read_json_object(inputs.base.path / "config.json")))
+    adapter = read_adapter(folder, base_shapes(inputs.base.path))
     examples = inputs.splits.gate[: request.gate.max_samples]
     settings = request.gate
     rule = gate.Rule.for_policy(float(settings.confidence), float(settings.max_regression), len(examples), rungs=1)

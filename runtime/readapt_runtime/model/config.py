@@ -18,9 +18,9 @@ from readapt_runtime.model.family import (
     UnsupportedModel,
     family_of,
     read_dimensions,
+    read_document,
 )
 from readapt_runtime.model.rotary import Rotary, read_rotary
-from readapt_runtime.safe_tensors import read_json_object
 
 
 class Linear(StrEnum):
@@ -136,22 +136,25 @@ def _fuse(in_features: int, modules: Mapping[str, int], bias: bool) -> FusedLine
 
 def read_config(folder: Path) -> DecoderConfig:
     """The checked config of the model folder; raises UnsupportedModel with the field that is in the way."""
-    if not (folder / "config.json").is_file():
-        raise UnsupportedModel(f"{folder}: no config.json")
-    document = read_json_object(folder / "config.json")
-    dimensions = read_dimensions(document)
-    return _decoder(_transformers_config(folder), document, dimensions)
+    document = read_document(folder)
+    return _decoder(transformers_config(folder), document, read_dimensions(document))
 
 
-def _transformers_config(folder: Path) -> Any:
-    """With the defaults of the family's class filled in and rope parameters in one form."""
+def transformers_config(folder: Path) -> Any:
+    """With the defaults of the family's class filled in and rope parameters in one form. Raises UnsupportedModel."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, LookupError, ArithmeticError, OSError, TypeError, StrictDataclassError) as error:
-        raise UnsupportedModel(f"{folder}/config.json: {error}"[:500]) from error
+    except StrictDataclassError as error:
+        raise UnsupportedModel(f"{folder}/config.json: {_one_line(error.__cause__ or error)}") from error
+    except (ValueError, LookupError, ArithmeticError, OSError, TypeError, AttributeError) as error:
+        raise UnsupportedModel(f"{folder}/config.json: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400]
 
 
 def _decoder(raw: Any, document: Document, dimensions: Dimensions) -> DecoderConfig:

@@ -7,10 +7,13 @@ way. Plain JSON: Jobs that only read tensors need no model library.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from readapt_api.errors import Terminal
+from readapt_runtime.safe_tensors import read_json_object
 
 Document = Mapping[str, object]
 
@@ -70,6 +73,21 @@ class Dimensions:
         return self.num_kv_heads * self.head_dim
 
 
+def read_document(folder: Path) -> Document:
+    """config.json of a model folder, its family and dimensions checked; raises UnsupportedModel, BadWeights."""
+    if not folder.is_dir():
+        raise UnsupportedModel(f"{folder}: no such folder")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UnsupportedModel(f"{folder}: no config.json")
+    document = read_json_object(path)
+    try:
+        read_dimensions(document)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{path}: {error}") from None
+    return document
+
+
 def family_of(document: Document) -> Family:
     """The family that config.json names; raises UnsupportedModel with the first field that is in the way."""
     family = FAMILIES.get(str(document.get("model_type")))
@@ -95,6 +113,9 @@ def read_dimensions(document: Document) -> Dimensions:
         num_kv_heads=_dimension(document, "num_key_value_heads", family.kv_heads, heads),
         head_dim=_dimension(document, "head_dim", family.head_dim, max(hidden // heads, 1)),
     )
+    for key in ("vocab_size", "max_position_embeddings"):
+        if key in document:
+            _dimension(document, key)
     if found.num_heads % found.num_kv_heads:
         raise UnsupportedModel(f"{found.num_heads} heads do not divide into {found.num_kv_heads} groups")
     if found.head_dim % 2:
@@ -102,12 +123,17 @@ def read_dimensions(document: Document) -> Dimensions:
     return found
 
 
+_MOST = {"num_hidden_layers": 1 << 12, "vocab_size": 1 << 24, "max_position_embeddings": 1 << 30}
+"""Beyond any model there is; what follows from a larger number would fill the memory before it is refused."""
+
+
 def _dimension(document: Document, key: str, missing: int | None = None, null: int | None = None) -> int:
     """``missing``: the default of the family's config class; ``null``: what it derives from the other dimensions."""
     value = document.get(key, missing)
     value = null if value is None else value
-    if type(value) is not int or not 1 <= value < 1 << 20:
-        raise UnsupportedModel(f"config.json: {key} is {value!r}, not a sensible dimension")
+    most = _MOST.get(key, 1 << 20)
+    if type(value) is not int or not 1 <= value <= most:
+        raise UnsupportedModel(f"{key} is {value!r}, not a whole number from 1 to {most}")
     return value
 
 
@@ -139,10 +165,26 @@ def _rope(document: Document, _family: Family) -> str | None:
             kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
             if kind not in STATIC_ROPE:
                 return f"rope_type {kind!r}; supported are {', '.join(STATIC_ROPE)}"
+            if isinstance(rope, Mapping) and (wrong := _wrong_number(rope)):
+                return f"{key}: {wrong}"
             if isinstance(rope, Mapping) and rope.get("partial_rotary_factor") not in (None, 1, 1.0):
                 return f"partial_rotary_factor={rope['partial_rotary_factor']!r}"
+    if wrong := _wrong_number(document):
+        return wrong
     factor = document.get("partial_rotary_factor")
     return None if factor in (None, 1, 1.0) else f"partial_rotary_factor={factor!r}"
 
 
+def _wrong_number(rope: Mapping[str, object]) -> str | None:
+    for key in (*_ROPE_NUMBERS, *_ROPE_OPTIONS):
+        value = rope.get(key, 1)
+        if value is None and key in _ROPE_OPTIONS:
+            continue
+        if type(value) not in (int, float) or not 0 < value < math.inf:  # type: ignore[operator]
+            return f"{key}={value!r}, not a number above 0"
+    return None
+
+
+_ROPE_NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_ROPE_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 _CHECKS: tuple[_Check, ...] = (_activation, _attention_bias, _mlp_bias, _quantization, _rope)

@@ -31,7 +31,12 @@ def read_rotary(raw: Any, head_dim: int) -> Rotary:
         return Rotary(tuple((1.0 / raw.rope_parameters["rope_theta"] ** exponents).tolist()), 1.0)
     if kind not in STATIC_ROPE:
         raise UnsupportedModel(f"not supported: rope_type {kind!r}")
-    inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](raw, torch.device("cpu"))
+    try:
+        inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](raw, torch.device("cpu"))
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise UnsupportedModel(f"not supported: rope_parameters {raw.rope_parameters}: {error}") from error
+    if not bool(inv_freq.isfinite().all()):
+        raise UnsupportedModel(f"not supported: rope_parameters {raw.rope_parameters} make frequencies of infinity")
     return Rotary(tuple(inv_freq.tolist()), float(scaling))
 
 

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from readapt_api.errors import Terminal
+from readapt_runtime.model.tokenizer import BadTokenizer, load_tokenizer
+from readapt_runtime.safe_tensors import read_json_object
 from readapt_runtime.server.detokenizer import Detokenizer
 from readapt_runtime.server.problems import BadRequest
-
-
-class BadTokenizer(Terminal):
-    """A base folder without a usable tokenizer."""
 
 
 class Tokens:
     """The tokenizer of a base; methods that raise BadRequest judge a client's input."""
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadTokenizer(f"{folder}: no usable tokenizer: {error}") from error
+        """Raises BadTokenizer, and BadWeights for a generation_config.json that cannot be used."""
+        tokenizer = load_tokenizer(folder, vocab_size)
         self._tokenizer: Any = tokenizer
         self._vocab_size = vocab_size
         self.stop_ids = _stop_ids(folder, tokenizer)
@@ -67,7 +59,11 @@ def _stop_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.is_file():
-            found = json.loads(path.read_bytes()).get("eos_token_id")
-            if found is not None:
-                return frozenset(found if isinstance(found, list) else [found])
+            found = read_json_object(path).get("eos_token_id")
+            if found is None:
+                continue
+            ids = found if isinstance(found, list) else [found]
+            if not all(type(i) is int for i in ids):
+                raise BadTokenizer(f"{path}: eos_token_id is {found!r}, neither a number nor a list of numbers")
+            return frozenset(ids)
     return frozenset() if tokenizer.eos_token_id is None else frozenset({tokenizer.eos_token_id})

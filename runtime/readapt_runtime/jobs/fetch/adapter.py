@@ -5,11 +5,18 @@ from __future__ import annotations
 from readapt_api.artifacts import PROBE, ArtifactKind, FactorBlock, Origin, Provenance
 from readapt_api.digest import variant_digest
 from readapt_api.jobs import FetchOutcome, FetchRequest
-from readapt_runtime.jobs.fetch.source import HashedSource, hash_source, names_of, required_base, single_source
-from readapt_runtime.lora_format import linear_shapes, read_adapter
+from readapt_runtime.jobs.fetch.source import (
+    HashedSource,
+    hash_source,
+    names_of,
+    naming,
+    required_base,
+    single_source,
+)
+from readapt_runtime.lora_format import base_shapes, read_adapter
 from readapt_runtime.probe_file import write_probe
 from readapt_runtime.progress import Log
-from readapt_runtime.safe_tensors import BadWeights, read_json_object
+from readapt_runtime.safe_tensors import BadWeights
 from readapt_runtime.store import Artifact, ReservedName, Store
 
 
@@ -38,8 +45,8 @@ def _publish(request: FetchRequest, hashed: HashedSource, base: Artifact, store:
         raise ReservedName(f"{hashed.source.uri}: {PROBE} is a name that Readapt needs; remove the file")
     with store.stage() as folder:
         hashed.copy(folder)
-        shapes = linear_shapes(read_json_object(base.path / "config.json"))
-        adapter = read_adapter(folder, shapes, request.max_rank)
+        with naming(hashed.source, folder):
+            adapter = read_adapter(folder, base_shapes(base.path), request.max_rank)
         log.info("adapter fits its base", modules=len(adapter.modules), rank=adapter.rank)
         write_probe(folder, base)
         store.publish(

@@ -7,7 +7,8 @@ replaces while the Job runs is noticed (SourceChanged, another attempt reads the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,15 @@ def hash_source(source: FetchSource) -> HashedSource:
     if source.digest is not None and hashed.digest != source.digest:
         raise WrongDigest(f"{source.uri}: pinned {source.digest}, found {hashed.digest}")
     return hashed
+
+
+@contextmanager
+def naming(source: FetchSource, copy: Path) -> Iterator[None]:
+    """What is found wrong with the copy is said of the source, which is what the user knows."""
+    try:
+        yield
+    except Terminal as error:
+        raise type(error)(str(error).replace(str(copy), source.uri)) from error
 
 
 def single_source(request: FetchRequest) -> FetchSource:
