@@ -51,6 +51,10 @@ class InertAdapter(Terminal):
     """The adapter changes no answer: nobody could tell whether it is served."""
 
 
+class NonFiniteAnswers(Terminal):
+    """With the adapter, or even without it, the base answers NaN or infinity."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Shift:
     tokens: tuple[int, ...]
@@ -79,7 +83,8 @@ def record(model: PreTrainedModel, adapter: Path | PeftModel, candidates: Sequen
 
     ``adapter`` is a PEFT folder, or a PeftModel that already wraps ``model``. Of the candidates (token ids, from
     ``candidate_prompts``) the PROMPTS with the largest shift are kept; each lists the TOP_TOKENS tokens that move
-    most. The model is left as it was found. Raises InertAdapter when no prompt moves.
+    most. The model is left as it was found. Raises InertAdapter when no prompt moves,
+    NonFiniteAnswers when one is answered by NaN or infinity.
     """
     if isinstance(adapter, PeftModel):
         return _record(adapter, candidates)
@@ -110,6 +115,10 @@ def _measure(model: PeftModel, ids: Sequence[int]) -> _Shift:
     with_adapter = model(input_ids=tokens, use_cache=False).logits[0, -1].double().log_softmax(-1)
     with model.disable_adapter():
         alone = model(input_ids=tokens, use_cache=False).logits[0, -1].double().log_softmax(-1)
+    if not bool(alone.isfinite().all()):
+        raise NonFiniteAnswers("the base answers NaN or infinity")
+    if not bool(with_adapter.isfinite().all()):
+        raise NonFiniteAnswers("the adapter makes the base answer NaN or infinity")
     return _Shift(tuple(ids), (with_adapter - alone).cpu())
 
 

@@ -19,7 +19,7 @@ from readapt_runtime.store import Artifact
 
 
 def write_probe(folder: Path, base: Artifact, texts: Iterable[str] = ()) -> Probe:
-    """Records the probe of the adapter in ``folder`` and writes it there. Raises InertAdapter."""
+    """Records the probe of the adapter in ``folder`` and writes it there. Raises InertAdapter, NonFiniteAnswers."""
     loaded = load_base(base.path, base.manifest.digest, torch.float32)
     probe = record(loaded.model, folder, candidate_prompts(loaded.tokenizer, texts))
     save_probe(folder, probe)

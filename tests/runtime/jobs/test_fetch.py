@@ -252,6 +252,26 @@ def test_an_adapter_that_changes_nothing_is_refused(bench: Any, source: Make) ->
     assert (ended.code, ended.summary.reason) == (64, "InertAdapter")
 
 
+def _scaled(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    save_file({n: t * 1e18 for n, t in load_file(path).items()}, path)
+
+
+def _with_alpha(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 1e308}))
+
+
+@pytest.mark.parametrize("overflow", [_scaled, _with_alpha], ids=["weights", "alpha"])
+def test_an_adapter_that_overflows_is_refused(bench: Any, source: Make, overflow: Callable[[Path], None]) -> None:
+    base = fetched_base(bench, source)
+    wild = source("adapter", copy=True)
+    overflow(Path(wild.path))
+    ended = bench.run(FetchRequest(role=FetchRole.ADAPTER, sources=(wild,), base=base))
+    assert (ended.code, ended.summary.reason) == (64, "NonFiniteAnswers")
+    assert ended.summary.message == "the adapter makes the base answer NaN or infinity"
+
+
 def data_request(*sources: FetchSource) -> FetchRequest:
     return FetchRequest(role=FetchRole.DATA, sources=sources, prompt_field="text", completion_field="label")
 
