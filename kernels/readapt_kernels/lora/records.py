@@ -1,0 +1,139 @@
+"""What the kernels need to know of one adapter, as int32 words; made once, when the adapter becomes resident.
+
+In: where its factors lie, per layer and fused linear, in elements of the layer's flat stretch. Out: ``AdapterRecord``.
+Layers with equal factors share one *directory*: ``layers`` says which of the ``directories`` a layer uses.
+
+A directory has ``linear_words`` per fused linear::
+
+    bridge columns in use | first chunk of A | per slice: first A row, rank, first bridge column, first chunk of Bᵀ, scale
+
+The scale is a float32 in an int32 word: it is applied to the accumulator of expand and never rounds B.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from readapt_kernels.errors import UnsupportedLayout
+from readapt_kernels.lora.shapes import RANK_STEP, LinearShape, LoraShapes, round_up
+
+COLUMNS, A_CHUNK, HEAD_WORDS = range(3)
+"""Words of a fused linear, and where its slices begin."""
+ROW, RANK, COLUMN, B_CHUNK, SCALE, SLICE_WORDS = range(6)
+"""Words of a slice, and their number."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRows:
+    """One module's share of a fused linear: A rows from ``rank_start``, Bᵀ ``[rank, out]`` from ``b_offset``."""
+
+    rank_start: int
+    rank: int
+    b_offset: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinearRows:
+    """One fused linear: A rows of all its modules from ``a_offset``; None where the adapter lacks the module."""
+
+    a_offset: int
+    slices: tuple[SliceRows | None, ...]
+
+
+Layer = Sequence[LinearRows | None]
+"""The fused linears of one layer, in the order of ``LoraShapes.linears``; None where nothing is adapted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdapterRecord:
+    """Words of one adapter, as numpy views that a step copies."""
+
+    layers: Any
+    """int32 ``[num_layers]``: the layer's directory, counted in words from the first."""
+    directories: Any
+    """int32 ``[distinct layers * directory_words]``."""
+    columns: tuple[int, ...]
+    """Bridge columns per fused linear, the most over the layers."""
+    max_rank: int
+    num_chunks: int
+    """Chunks of a layer that the factors reach into."""
+
+
+def linear_words(shapes: LoraShapes) -> int:
+    return HEAD_WORDS + SLICE_WORDS * shapes.max_slices
+
+
+def directory_words(shapes: LoraShapes) -> int:
+    return linear_words(shapes) * len(shapes.linears)
+
+
+def describe(layers: Sequence[Layer], shapes: LoraShapes) -> AdapterRecord:
+    """The record of an adapter; raises UnsupportedLayout when its factors do not fit the shapes."""
+    if len(layers) != shapes.num_layers:
+        raise UnsupportedLayout(f"{len(layers)} layers, the model has {shapes.num_layers}")
+    known: dict[tuple[int, ...], int] = {}
+    used = [known.setdefault(_directory(layer, shapes), len(known)) for layer in layers]
+    words = directory_words(shapes)
+    found = [linear for layer in layers for linear in layer if linear is not None]
+    slices = [part for linear in found for part in linear.slices if part is not None]
+    return AdapterRecord(
+        layers=torch.tensor([index * words for index in used], dtype=torch.int32).numpy(),
+        directories=torch.tensor([word for directory in known for word in directory], dtype=torch.int32).numpy(),
+        columns=tuple(
+            max(directory[i * linear_words(shapes) + COLUMNS] for directory in known) for i in range(len(shapes.linears))
+        ),
+        max_rank=max((part.rank for part in slices), default=0),
+        num_chunks=max((_end(layer, shapes) for layer in layers), default=0),
+    )
+
+
+def _directory(layer: Layer, shapes: LoraShapes) -> tuple[int, ...]:
+    if len(layer) != len(shapes.linears):
+        raise UnsupportedLayout(f"{len(layer)} fused linears, the model has {len(shapes.linears)}")
+    words: list[int] = []
+    for rows, shape in zip(layer, shapes.linears, strict=True):
+        words += [0] * linear_words(shapes) if rows is None else _linear(rows, shape, shapes)
+    return tuple(words)
+
+
+def _linear(rows: LinearRows, shape: LinearShape, shapes: LoraShapes) -> list[int]:
+    if len(rows.slices) != len(shape.out_sizes):
+        raise UnsupportedLayout(f"{len(rows.slices)} slices for a fused linear of {len(shape.out_sizes)}")
+    words: list[int] = []
+    row, column = 0, 0
+    for part in rows.slices:
+        if part is None:
+            words += [row, 0, column, 0, 0]
+            continue
+        words += [part.rank_start, part.rank, column, _chunks(part.b_offset, shapes), _float_bits(part.scale)]
+        row, column = part.rank_start + part.rank, column + round_up(part.rank, RANK_STEP)
+    words += [0] * (SLICE_WORDS * (shapes.max_slices - len(rows.slices)))
+    return [column, _chunks(rows.a_offset, shapes), *words]
+
+
+def _chunks(offset: int, shapes: LoraShapes) -> int:
+    if offset < 0 or offset % shapes.chunk:
+        raise UnsupportedLayout(f"a factor at element {offset} does not start at a multiple of {shapes.chunk}")
+    return offset // shapes.chunk
+
+
+def _end(layer: Layer, shapes: LoraShapes) -> int:
+    ends = [0]
+    for rows, shape in zip(layer, shapes.linears, strict=True):
+        for part, size in zip(rows.slices if rows else (), shape.out_sizes, strict=False):
+            if rows is not None and part is not None:
+                ends += [
+                    rows.a_offset + (part.rank_start + part.rank) * shape.in_features,
+                    part.b_offset + part.rank * size,
+                ]
+    return -(-max(ends) // shapes.chunk)
+
+
+def _float_bits(value: float) -> int:
+    return int(struct.unpack("<i", struct.pack("<f", value))[0])

@@ -1,0 +1,140 @@
+"""The work list of a step: what the kernels read besides weights, in one int32 buffer.
+
+In: segments, neighbouring token rows of one adapter with its record and pages. Out: the host buffer, filled up to
+``Step.used`` words, to be copied into a device buffer of the same layout in one transfer. The layout is fixed, and
+each kernel goes by the counts at the head: what an earlier, larger batch left behind is never read, and a captured
+graph serves every mix of adapters. Base rows have no segment and no work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from readapt_kernels.errors import UnsupportedLayout, WorkTooLarge
+from readapt_kernels.lora.records import AdapterRecord, directory_words
+from readapt_kernels.lora.shapes import RANK_STEP, WIDEST_RANK_TILE, Limits, LoraShapes, round_up
+from readapt_kernels.lora.tiles import ExpandTile, ShrinkTile, TileTable
+
+ITEM_WORDS = 4
+"""slot, first bridge column, first token, tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Token rows ``[start, stop)`` that one adapter works on; ``pages`` in the order of its flat stretch."""
+
+    record: AdapterRecord
+    pages: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The tiles that a filled work list was cut for, and how many words of it count."""
+
+    used: int
+    num_tokens: int
+    shrink: tuple[ShrinkTile, ...]
+    expand: ExpandTile
+
+
+class WorkLayout:
+    """Where each section begins, in words; decided by shapes, limits and the tile table alone.
+
+    counts | shrink items of each linear | expand items | page tables | layers' directories | directories
+    """
+
+    def __init__(self, shapes: LoraShapes, limits: Limits, tiles: TileTable) -> None:
+        self.shapes, self.limits, self.tiles = shapes, limits, tiles
+        self.bridge_width = limits.bridge_width(shapes.max_slices)
+        low = self._max_tiles(16, min(limits.max_tokens, tiles.small_tokens))
+        high = self._max_tiles(64, limits.max_tokens)
+        self.max_small_items = low * (self.bridge_width // RANK_STEP)
+        self.max_shrink_items = max(self.max_small_items, high * (self.bridge_width // WIDEST_RANK_TILE))
+        self.max_expand_items = max(low, high)
+        linears = len(shapes.linears)
+        self.shrink_items = round_up(linears + 1, 4)
+        self.shrink_stride = self.max_shrink_items * ITEM_WORDS
+        self.expand_items = self.shrink_items + linears * self.shrink_stride
+        self.tables = self.expand_items + self.max_expand_items * ITEM_WORDS
+        self.layers = self.tables + round_up(limits.max_segments * limits.max_pages, 4)
+        self.directories = self.layers + round_up(limits.max_segments * shapes.num_layers, 4)
+        self.num_words = self.directories + limits.max_segments * shapes.num_layers * directory_words(shapes)
+
+    def _max_tiles(self, height: int, tokens: int) -> int:
+        return min(self.limits.max_segments, tokens) + tokens // height
+
+
+class WorkList:
+    """The host side of the buffer, pinned where a copy should not block."""
+
+    def __init__(self, layout: WorkLayout, pinned: bool) -> None:
+        self.layout = layout
+        self.host = torch.zeros(layout.num_words, dtype=torch.int32, pin_memory=pinned)
+        self._words = self.host.numpy()
+
+    def fill(self, segments: Sequence[Segment], num_tokens: int) -> Step:
+        """Writes the work of a batch of ``num_tokens``, base rows included; raises before anything is written."""
+        _check(segments, num_tokens, self.layout)
+        layout = self.layout
+        chunk = layout.shapes.chunk
+        tiles = list(_token_tiles(segments, layout.tiles.height(num_tokens)))
+        shrink_tiles = []
+        for i, shape in enumerate(layout.shapes.linears):
+            columns = [segment.record.columns[i] for segment in segments]
+            tile = layout.tiles.shrink(num_tokens, max(columns, default=0), shape, chunk)
+            shrink_tiles.append(tile)
+            items = [w for s, at, n in tiles for c in range(0, columns[s], tile.columns) for w in (s, c, at, n)]
+            self._put_items(i, layout.shrink_items + i * layout.shrink_stride, items)
+        items = [w for slot, at, n in tiles for w in (slot, 0, at, n)]
+        self._put_items(len(layout.shapes.linears), layout.expand_items, items)
+        used = self._put_adapters(segments)
+        return Step(used, num_tokens, tuple(shrink_tiles), layout.tiles.expand(num_tokens, chunk))
+
+    def _put_items(self, counter: int, start: int, items: list[int]) -> None:
+        self._words[counter] = len(items) // ITEM_WORDS
+        self._words[start : start + len(items)] = items
+
+    def _put_adapters(self, segments: Sequence[Segment]) -> int:
+        layout, words = self.layout, self._words
+        end = layout.directories
+        for slot, segment in enumerate(segments):
+            record = segment.record
+            table = layout.tables + slot * layout.limits.max_pages
+            words[table : table + len(segment.pages)] = segment.pages
+            layers = layout.layers + slot * layout.shapes.num_layers
+            words[layers : layers + len(record.layers)] = record.layers + (end - layout.directories)
+            words[end : end + len(record.directories)] = record.directories
+            end += len(record.directories)
+        return end
+
+
+def _token_tiles(segments: Sequence[Segment], height: int) -> Iterator[tuple[int, int, int]]:
+    """``(slot, first token, tokens)``: every segment cut into tiles of ``height``."""
+    for slot, segment in enumerate(segments):
+        for start in range(segment.start, segment.stop, height):
+            yield slot, start, min(height, segment.stop - start)
+
+
+def _check(segments: Sequence[Segment], num_tokens: int, layout: WorkLayout) -> None:
+    limits, shapes = layout.limits, layout.shapes
+    if num_tokens > limits.max_tokens:
+        raise WorkTooLarge(f"{num_tokens} tokens, the buffers hold {limits.max_tokens}")
+    if len(segments) > limits.max_segments:
+        raise WorkTooLarge(f"{len(segments)} adapters in a batch, the buffers hold {limits.max_segments}")
+    last = 0
+    for segment in segments:
+        record = segment.record
+        if not last <= segment.start < segment.stop <= num_tokens:
+            raise UnsupportedLayout(f"rows {segment.start} to {segment.stop} overlap, are empty or outside {num_tokens}")
+        if len(segment.pages) > limits.max_pages:
+            raise WorkTooLarge(f"an adapter of {len(segment.pages)} pages, the buffers hold {limits.max_pages}")
+        if record.max_rank > limits.max_rank:
+            raise WorkTooLarge(f"an adapter of rank {record.max_rank}, the buffers hold {limits.max_rank}")
+        if record.num_chunks > len(segment.pages) * shapes.chunks_per_page:
+            raise UnsupportedLayout(f"{len(segment.pages)} pages are too few for {record.num_chunks} chunks of factors")
+        last = segment.stop
