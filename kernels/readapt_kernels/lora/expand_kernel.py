@@ -41,6 +41,7 @@ def expand_kernel(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    PARTS: tl.constexpr = CHUNK // BLOCK_N
     units = tl.load(count_ptr) * TILES
     program, programs = tl.program_id(0), tl.num_programs(0)
     lanes_n = tl.arange(0, BLOCK_N)
@@ -55,31 +56,36 @@ def expand_kernel(
         in_item = lanes_t < tl.load(items_ptr + item * 4 + 3)
         record_ptr = directories_ptr + tl.load(layers_ptr + slot * NUM_LAYERS + layer) + linear_word
 
-        part = n * 0
-        inside = n
-        row_chunks = n * 0 + SIZES[0] // CHUNK
+        part = unit * 0
+        tile = unit % TILES  # in its slice
+        row_chunks = unit * 0 + SIZES[0] // CHUNK
         for s in tl.static_range(1, len(SIZES)):
-            part = tl.where(n >= STARTS[s], s, part)
-            inside = tl.where(n >= STARTS[s], n - STARTS[s], inside)
-            row_chunks = tl.where(n >= STARTS[s], SIZES[s] // CHUNK, row_chunks)
+            in_slice = unit % TILES >= STARTS[s] // BLOCK_N
+            part = tl.where(in_slice, s, part)
+            tile = tl.where(in_slice, unit % TILES - STARTS[s] // BLOCK_N, tile)
+            row_chunks = tl.where(in_slice, SIZES[s] // CHUNK, row_chunks)
         slice_ptr = record_ptr + HEAD_WORDS + SLICE_WORDS * part
+        table_ptr = tables_ptr + slot * MAX_PAGES
         rank = tl.load(slice_ptr + RANK)
         if rank > 0:
             y_at = y_ptr + token[:, None] * y_stride + (n + lanes_n)[None, :]
             y = tl.load(y_at, mask=in_item[:, None], other=0.0)
             # Columns start at multiples of 16 and dead ones are zero: whole vectors, no mask along the rank.
             first = tl.load(slice_ptr + COLUMN) // BLOCK_C * BLOCK_C
-            b_chunk = tl.load(slice_ptr + B_CHUNK) + inside // CHUNK
+            b_chunk = tl.load(slice_ptr + B_CHUNK) + tile // PARTS
             sums = tl.full([BLOCK_T, BLOCK_N], 0.0, tl.float32)
             for r in range(0, rank, BLOCK_C):
                 row = r + lanes_c
                 live = row < rank
-                b_row = chunk_address(
-                    layer_ptr, tables_ptr + slot * MAX_PAGES, b_chunk + row * row_chunks, live, page_stride, CHUNK, CHUNKS_PER_PAGE
+                chunk = b_chunk + row * row_chunks
+                b_row = chunk_address(layer_ptr, table_ptr, chunk, live, page_stride, CHUNK, CHUNKS_PER_PAGE)
+                b_t = tl.load(
+                    b_row[:, None] + (tile % PARTS * BLOCK_N + lanes_n)[None, :], mask=live[:, None], other=0.0
                 )
-                b_t = tl.load(b_row[:, None] + (inside % CHUNK + lanes_n)[None, :], mask=live[:, None], other=0.0)
                 bridge = tl.load(
-                    bridge_ptr + token[:, None] * BRIDGE_WIDTH + (first + row)[None, :], mask=in_item[:, None], other=0.0
+                    bridge_ptr + token[:, None] * BRIDGE_WIDTH + (first + row)[None, :],
+                    mask=in_item[:, None],
+                    other=0.0,
                 )
                 sums = tl.dot(bridge, b_t, sums, input_precision=PRECISION)
             scale = tl.load(slice_ptr + SCALE).to(tl.float32, bitcast=True)

@@ -19,7 +19,7 @@ from readapt_kernels.lora.records import linear_words
 from readapt_kernels.lora.shapes import RANK_STEP, Limits, LoraShapes
 from readapt_kernels.lora.shrink_kernel import shrink_kernel
 from readapt_kernels.lora.tiles import TileTable
-from readapt_kernels.lora.work import Segment, Step, WorkLayout, WorkList
+from readapt_kernels.lora.work import COUNT_WORDS, Segment, Step, WorkLayout, WorkList
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ALIGNED_ELEMENTS = 16
@@ -36,8 +36,8 @@ class LoraKernels:
     """Shrink and expand over adapters that lie in ``pool`` ``[pages, layers, page elements]``.
 
     ``flights``: linears that may be between their shrink and their expand at the same time; each flight has its own
-    bridge, counters and scratch. ``programs`` is the size of the persistent grid. At most two plans may be ahead of
-    the device, since their pinned buffers take turns.
+    bridge, counters and scratch. ``programs`` overrides the size of the persistent grid. At most two plans may be
+    ahead of the device, since their pinned buffers take turns.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class LoraKernels:
     ) -> None:
         _check_pool(pool, shapes)
         self._pool, self._shapes, self._tiles = pool, shapes, tiles or TileTable()
-        self._programs = programs or _programs(pool.device, self._tiles)
+        self._programs = programs or INTERPRETED_PROGRAMS
+        self._sms = _multiprocessors(pool.device) if programs is None else None
         self.layout = WorkLayout(shapes, limits, self._tiles)
         self._hosts = cycle([WorkList(self.layout, pinned=pool.is_cuda) for _ in range(2)])
         self.work = torch.zeros(self.layout.num_words, dtype=torch.int32, device=pool.device)
@@ -81,13 +82,13 @@ class LoraKernels:
         step, shape, layout = self._current(layer), self._shapes.linears[linear], self.layout
         self._check_rows("x", x, shape.in_features, step)
         tile = step.shrink[linear]
-        shrink_kernel[(self._programs,)](
+        shrink_kernel[self._grid(tile.programs_per_sm)](
             x,
             self._pool,
             self.bridge[flight],
             self.planes[flight],
             self.counters[flight],
-            self.work[linear:],
+            self.work[linear * COUNT_WORDS :],
             self.work[layout.shrink_items + linear * layout.shrink_stride :],
             self.work[layout.tables :],
             self.work[layout.layers :],
@@ -113,11 +114,11 @@ class LoraKernels:
         step, shape, layout = self._current(layer), self._shapes.linears[linear], self.layout
         self._check_rows("y", y, shape.out_features, step)
         tile = step.expand
-        expand_kernel[(self._programs,)](
+        expand_kernel[self._grid(tile.programs_per_sm)](
             y,
             self._pool,
             self.bridge[flight],
-            self.work[len(self._shapes.linears) :],
+            self.work[len(self._shapes.linears) * COUNT_WORDS :],
             self.work[layout.expand_items :],
             self.work[layout.tables :],
             self.work[layout.layers :],
@@ -137,6 +138,9 @@ class LoraKernels:
             num_stages=tile.stages,
             **self._constants(),
         )
+
+    def _grid(self, programs_per_sm: int) -> tuple[int]:
+        return (self._programs if self._sms is None else self._sms * programs_per_sm,)
 
     def _constants(self) -> dict[str, int | str]:
         return {
@@ -181,7 +185,5 @@ def _check_pool(pool: torch.Tensor, shapes: LoraShapes) -> None:
         raise UnsupportedLayout(f"a pool at an address that is no multiple of {ALIGNED_BYTES} bytes")
 
 
-def _programs(device: torch.device, tiles: TileTable) -> int:
-    if device.type != "cuda":
-        return INTERPRETED_PROGRAMS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count) * tiles.programs_per_sm
+def _multiprocessors(device: torch.device) -> int | None:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else None

@@ -5,7 +5,7 @@ Layers with equal factors share one *directory*: ``layers`` says which of the ``
 
 A directory has ``linear_words`` per fused linear::
 
-    bridge columns in use | first chunk of A | per slice: first A row, rank, first bridge column, first chunk of Bᵀ, scale
+    bridge columns | first chunk of A | per slice: first A row, rank, first bridge column, first chunk of Bᵀ, scale
 
 The scale is a float32 in an int32 word: it is applied to the accumulator of expand and never rounds B.
 """
@@ -86,7 +86,8 @@ def describe(layers: Sequence[Layer], shapes: LoraShapes) -> AdapterRecord:
         layers=torch.tensor([index * words for index in used], dtype=torch.int32).numpy(),
         directories=torch.tensor([word for directory in known for word in directory], dtype=torch.int32).numpy(),
         columns=tuple(
-            max(directory[i * linear_words(shapes) + COLUMNS] for directory in known) for i in range(len(shapes.linears))
+            max(directory[i * linear_words(shapes) + COLUMNS] for directory in known)
+            for i in range(len(shapes.linears))
         ),
         max_rank=max((part.rank for part in slices), default=0),
         num_chunks=max((_end(layer, shapes) for layer in layers), default=0),

@@ -46,6 +46,7 @@ def shrink_kernel(
 ):
     BLOCKS: tl.constexpr = IN // BLOCK_K
     PER_SPLIT: tl.constexpr = (BLOCKS + SPLITS - 1) // SPLITS
+    PARTS: tl.constexpr = CHUNK // BLOCK_K
     units = tl.load(count_ptr) * SPLITS
     program, programs = tl.program_id(0), tl.num_programs(0)
     lanes_k = tl.arange(0, BLOCK_K)
@@ -70,15 +71,15 @@ def shrink_kernel(
             live = tl.where(inside >= 0, inside < tl.load(slice_ptr + RANK), live)
         row_chunk = tl.load(record_ptr + A_CHUNK) + row * (IN // CHUNK)  # [BLOCK_C]
 
+        table_ptr = tables_ptr + slot * MAX_PAGES
         x_row = x_ptr + token.to(tl.int64) * x_stride  # [BLOCK_T]
         sums = tl.full([BLOCK_T, BLOCK_C], 0.0, tl.float32)
         for block in range(split * PER_SPLIT, min(split * PER_SPLIT + PER_SPLIT, BLOCKS)):
-            k = block * BLOCK_K
-            a_row = chunk_address(
-                layer_ptr, tables_ptr + slot * MAX_PAGES, row_chunk + k // CHUNK, live, page_stride, CHUNK, CHUNKS_PER_PAGE
-            )
-            a = tl.load(a_row[:, None] + (k % CHUNK + lanes_k)[None, :], mask=live[:, None], other=0.0)
-            x = tl.load(x_row[:, None] + (k + lanes_k)[None, :], mask=in_item[:, None], other=0.0)
+            chunk = row_chunk + block // PARTS
+            a_row = chunk_address(layer_ptr, table_ptr, chunk, live, page_stride, CHUNK, CHUNKS_PER_PAGE)
+            part = block % PARTS * BLOCK_K  # written so that the compiler sees a multiple of BLOCK_K
+            a = tl.load(a_row[:, None] + (part + lanes_k)[None, :], mask=live[:, None], other=0.0)
+            x = tl.load(x_row[:, None] + (block * BLOCK_K + lanes_k)[None, :], mask=in_item[:, None], other=0.0)
             sums = tl.dot(x, tl.trans(a), sums, input_precision=PRECISION)
 
         bridge = bridge_ptr + token.to(tl.int64)[:, None] * BRIDGE_WIDTH + column[None, :]

@@ -2,6 +2,10 @@
 
 The number of splits depends on the width alone and the height of a tile on the number of tokens, never on who else is
 in the batch: a row's bridge is summed in the same order whatever its companions.
+
+The pipeline spreads its stages over two loads, the page index and then the weights: 5 stages keep two weight tiles on
+their way, 7 keep three. Programs per SM are what registers allow (compiled for sm_90: 90 and 72 a thread in small
+tiles, 128 and 173 in large ones).
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ class ShrinkTile:
     wide: int
     splits: int
     stages: int
+    programs_per_sm: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class ExpandTile:
     tokens: int
     wide: int
     stages: int
+    programs_per_sm: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,6 @@ class TileTable:
     """Elements of the input per split, about."""
     max_splits: int = 16
     warps: int = 4
-    programs_per_sm: int = 4
 
     def height(self, num_tokens: int) -> int:
         return 16 if num_tokens <= self.small_tokens else 64
@@ -50,12 +55,14 @@ class TileTable:
         """``columns``: the most bridge columns that an adapter of the batch has on this linear."""
         if num_tokens <= self.small_tokens:
             wide = min(chunk, 256)
-            return ShrinkTile(16, RANK_STEP, wide, self.splits(shape, wide), stages=3)
+            return ShrinkTile(16, RANK_STEP, wide, self.splits(shape, wide), stages=5, programs_per_sm=4)
         narrow = next((width for width in (16, 32) if columns <= width), WIDEST_RANK_TILE)
-        return ShrinkTile(64, narrow, min(chunk, 64), splits=1, stages=3)
+        return ShrinkTile(64, narrow, min(chunk, 64), splits=1, stages=5, programs_per_sm=3)
 
     def expand(self, num_tokens: int, chunk: int) -> ExpandTile:
-        return ExpandTile(self.height(num_tokens), min(chunk, 128), stages=3)
+        if num_tokens <= self.small_tokens:
+            return ExpandTile(16, min(chunk, 128), stages=7, programs_per_sm=7)
+        return ExpandTile(64, min(chunk, 128), stages=5, programs_per_sm=2)
 
     def splits(self, shape: LinearShape, wide: int) -> int:
         """Splits of about ``split_width`` elements, at most ``max_splits``, none of them empty."""

@@ -20,6 +20,8 @@ from readapt_kernels.lora.tiles import ExpandTile, ShrinkTile, TileTable
 
 ITEM_WORDS = 4
 """slot, first bridge column, first token, tokens."""
+COUNT_WORDS = 4
+"""Counts stand apart, so that every linear's pointer is aligned alike and one compiled kernel takes them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,11 @@ class WorkLayout:
         self.bridge_width = limits.bridge_width(shapes.max_slices)
         low = self._max_tiles(16, min(limits.max_tokens, tiles.small_tokens))
         high = self._max_tiles(64, limits.max_tokens)
-        self.max_small_items = low * (self.bridge_width // RANK_STEP)
+        self.max_small_items = round_up(low * (self.bridge_width // RANK_STEP), 4)
         self.max_shrink_items = max(self.max_small_items, high * (self.bridge_width // WIDEST_RANK_TILE))
         self.max_expand_items = max(low, high)
         linears = len(shapes.linears)
-        self.shrink_items = round_up(linears + 1, 4)
+        self.shrink_items = (linears + 1) * COUNT_WORDS
         self.shrink_stride = self.max_shrink_items * ITEM_WORDS
         self.expand_items = self.shrink_items + linears * self.shrink_stride
         self.tables = self.expand_items + self.max_expand_items * ITEM_WORDS
@@ -96,7 +98,7 @@ class WorkList:
         return Step(used, num_tokens, tuple(shrink_tiles), layout.tiles.expand(num_tokens, chunk))
 
     def _put_items(self, counter: int, start: int, items: list[int]) -> None:
-        self._words[counter] = len(items) // ITEM_WORDS
+        self._words[counter * COUNT_WORDS] = len(items) // ITEM_WORDS
         self._words[start : start + len(items)] = items
 
     def _put_adapters(self, segments: Sequence[Segment]) -> int:
@@ -130,7 +132,9 @@ def _check(segments: Sequence[Segment], num_tokens: int, layout: WorkLayout) -> 
     for segment in segments:
         record = segment.record
         if not last <= segment.start < segment.stop <= num_tokens:
-            raise UnsupportedLayout(f"rows {segment.start} to {segment.stop} overlap, are empty or outside {num_tokens}")
+            raise UnsupportedLayout(
+                f"rows {segment.start} to {segment.stop} overlap, are empty or outside {num_tokens}"
+            )
         if len(segment.pages) > limits.max_pages:
             raise WorkTooLarge(f"an adapter of {len(segment.pages)} pages, the buffers hold {limits.max_pages}")
         if record.max_rank > limits.max_rank:
