@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from readapt_kernels.errors import KernelError, UnsupportedLayout, WorkTooLarge
 from readapt_kernels.lora import launcher
 from readapt_kernels.lora.launcher import LoraKernels
-from readapt_kernels.lora.records import LinearRows, SliceRows, describe
+from readapt_kernels.lora.records import LinearRows, SliceRows, describe, place
 from readapt_kernels.lora.shapes import LinearShape, LoraShapes
 from readapt_kernels.lora.tiles import TileTable
 from readapt_kernels.lora.work import Segment, WorkLayout, WorkList
@@ -61,18 +62,21 @@ def test_splits_depend_on_the_width_alone_and_none_is_empty(tokens: int, width: 
     assert tile.splits == (table.shrink(1, 64, shape, 64).splits if tokens <= 256 else 1)
 
 
+def _altered(segment: Segment, **changes: Any) -> Segment:
+    return replace(segment, adapter=replace(segment.adapter, **changes))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (lambda s: [s] * 9, "adapters in a batch"),
-        (lambda s: [replace(s, pages=s.pages * 40)], "pages, the buffers hold"),
+        (lambda s: [_altered(s, table=[0] * 129)], "129 pages"),
         (lambda s: [replace(s, stop=5)], "outside"),
         (lambda s: [replace(s, stop=0)], "empty"),
         (lambda s: [s, s], "overlap"),
-        (lambda s: [replace(s, pages=s.pages[:-1])], "too few"),
-        (lambda s: [replace(s, record=replace(s.record, max_rank=129))], "rank 129"),
+        (lambda s: [_altered(s, record=replace(s.adapter.record, max_rank=129))], "rank 129"),
     ],
-    ids=["segments", "pages", "rows outside", "no rows", "overlap", "missing page", "rank"],
+    ids=["segments", "pages", "rows outside", "no rows", "overlap", "rank"],
 )
 def test_a_batch_beyond_the_limits_is_refused_and_the_last_plan_stays(
     adapter: Adapter, change: Callable[[Segment], list[Segment]], says: str
@@ -88,6 +92,11 @@ def test_a_batch_beyond_the_limits_is_refused_and_the_last_plan_stays(
     assert torch.equal(bench.kernels.work, before)
 
 
+def test_pages_that_do_not_hold_the_factors_are_refused(adapter: Adapter) -> None:
+    with pytest.raises(UnsupportedLayout, match="too few"):
+        place(adapter.record, [0, 1, 2], SMOL)
+
+
 def test_too_many_tokens_are_refused(adapter: Adapter) -> None:
     with pytest.raises(WorkTooLarge, match="97 tokens"):
         Bench([adapter]).kernels.plan([], 97)
@@ -101,7 +110,8 @@ def test_the_fullest_batch_fits_the_buffers(tiles: TileTable) -> None:
     pages = tuple(range(-(-record.num_chunks // SMOL.chunks_per_page)))
     limits = replace(LIMITS, max_pages=len(pages))
     stops = [1, 2, 3, 20, 37, 54, 71, limits.max_tokens]
-    segments = [Segment(record, pages, a, b) for a, b in zip([0, *stops], stops, strict=False)]
+    placed = place(record, pages, SMOL)
+    segments = [Segment(placed, a, b) for a, b in zip([0, *stops], stops, strict=False)]
     work = WorkList(WorkLayout(SMOL, limits, tiles), pinned=False)
 
     step = work.fill(segments, limits.max_tokens)
@@ -242,7 +252,7 @@ def test_an_image_of_the_runtime_is_read_where_it_lies() -> None:
     x, y = inputs(2, QKV, FP32)
     out = y.clone()
 
-    kernels.plan([Segment(describe(layers, SMOL), pages, 0, 2)], 2)
+    kernels.plan([Segment(place(describe(layers, SMOL), pages, SMOL), 0, 2)], 2)
     kernels.shrink(1, QKV, x)
     kernels.expand_(1, QKV, out)
 

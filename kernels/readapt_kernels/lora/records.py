@@ -1,6 +1,7 @@
 """What the kernels need to know of one adapter, as int32 words; made once, when the adapter becomes resident.
 
-In: where its factors lie, per layer and fused linear, in elements of the layer's flat stretch. Out: ``AdapterRecord``.
+In: where its factors lie, per layer and fused linear, in elements of the layer's flat stretch, and its pages. Out:
+``AdapterRecord`` (one per image) and ``PlacedAdapter`` (one per residency), which segments of a batch name.
 Layers with equal factors share one *directory*: ``layers`` says which of the ``directories`` a layer uses.
 
 A directory has ``linear_words`` per fused linear::
@@ -63,6 +64,22 @@ class AdapterRecord:
     max_rank: int
     num_chunks: int
     """Chunks of a layer that the factors reach into."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedAdapter:
+    """An adapter whose pages are in the pool; compared by identity."""
+
+    record: AdapterRecord
+    table: Any
+    """int32 ``[pages]``: its page indices, in the order of the flat stretch."""
+
+
+def place(record: AdapterRecord, pages: Sequence[int], shapes: LoraShapes) -> PlacedAdapter:
+    """The adapter on these pages; raises UnsupportedLayout when they are too few."""
+    if record.num_chunks > len(pages) * shapes.chunks_per_page:
+        raise UnsupportedLayout(f"{len(pages)} pages are too few for {record.num_chunks} chunks of factors")
+    return PlacedAdapter(record, torch.tensor(pages, dtype=torch.int32).numpy())
 
 
 def linear_words(shapes: LoraShapes) -> int:

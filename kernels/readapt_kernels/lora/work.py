@@ -1,6 +1,6 @@
 """The work list of a step: what the kernels read besides weights, in one int32 buffer.
 
-In: segments, neighbouring token rows of one adapter with its record and pages. Out: the host buffer, filled up to
+In: segments, neighbouring token rows of one adapter. Out: the host buffer, filled up to
 ``Step.used`` words, to be copied into a device buffer of the same layout in one transfer. The layout is fixed, and
 each kernel goes by the counts at the head: what an earlier, larger batch left behind is never read, and a captured
 graph serves every mix of adapters. Base rows have no segment and no work.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from readapt_kernels.errors import UnsupportedLayout, WorkTooLarge
-from readapt_kernels.lora.records import AdapterRecord, directory_words
+from readapt_kernels.lora.records import PlacedAdapter, directory_words
 from readapt_kernels.lora.shapes import RANK_STEP, WIDEST_RANK_TILE, Limits, LoraShapes, round_up
 from readapt_kernels.lora.tiles import ExpandTile, ShrinkTile, TileTable
 
@@ -26,10 +26,9 @@ COUNT_WORDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Token rows ``[start, stop)`` that one adapter works on; ``pages`` in the order of its flat stretch."""
+    """Token rows ``[start, stop)`` that one adapter works on."""
 
-    record: AdapterRecord
-    pages: tuple[int, ...]
+    adapter: PlacedAdapter
     start: int
     stop: int
 
@@ -81,13 +80,13 @@ class WorkList:
 
     def fill(self, segments: Sequence[Segment], num_tokens: int) -> Step:
         """Writes the work of a batch of ``num_tokens``, base rows included; raises before anything is written."""
-        _check(segments, num_tokens, self.layout)
+        _check(segments, num_tokens, self.layout.limits)
         layout = self.layout
         chunk = layout.shapes.chunk
         tiles = list(_token_tiles(segments, layout.tiles.height(num_tokens)))
         shrink_tiles = []
         for i, shape in enumerate(layout.shapes.linears):
-            columns = [segment.record.columns[i] for segment in segments]
+            columns = [segment.adapter.record.columns[i] for segment in segments]
             tile = layout.tiles.shrink(num_tokens, max(columns, default=0), shape, chunk)
             shrink_tiles.append(tile)
             items = [w for s, at, n in tiles for c in range(0, columns[s], tile.columns) for w in (s, c, at, n)]
@@ -105,9 +104,9 @@ class WorkList:
         layout, words = self.layout, self._words
         end = layout.directories
         for slot, segment in enumerate(segments):
-            record = segment.record
+            record, pages = segment.adapter.record, segment.adapter.table
             table = layout.tables + slot * layout.limits.max_pages
-            words[table : table + len(segment.pages)] = segment.pages
+            words[table : table + len(pages)] = pages
             layers = layout.layers + slot * layout.shapes.num_layers
             words[layers : layers + len(record.layers)] = record.layers + (end - layout.directories)
             words[end : end + len(record.directories)] = record.directories
@@ -122,23 +121,20 @@ def _token_tiles(segments: Sequence[Segment], height: int) -> Iterator[tuple[int
             yield slot, start, min(height, segment.stop - start)
 
 
-def _check(segments: Sequence[Segment], num_tokens: int, layout: WorkLayout) -> None:
-    limits, shapes = layout.limits, layout.shapes
+def _check(segments: Sequence[Segment], num_tokens: int, limits: Limits) -> None:
     if num_tokens > limits.max_tokens:
         raise WorkTooLarge(f"{num_tokens} tokens, the buffers hold {limits.max_tokens}")
     if len(segments) > limits.max_segments:
         raise WorkTooLarge(f"{len(segments)} adapters in a batch, the buffers hold {limits.max_segments}")
     last = 0
     for segment in segments:
-        record = segment.record
+        pages, rank = len(segment.adapter.table), segment.adapter.record.max_rank
         if not last <= segment.start < segment.stop <= num_tokens:
             raise UnsupportedLayout(
                 f"rows {segment.start} to {segment.stop} overlap, are empty or outside {num_tokens}"
             )
-        if len(segment.pages) > limits.max_pages:
-            raise WorkTooLarge(f"an adapter of {len(segment.pages)} pages, the buffers hold {limits.max_pages}")
-        if record.max_rank > limits.max_rank:
-            raise WorkTooLarge(f"an adapter of rank {record.max_rank}, the buffers hold {limits.max_rank}")
-        if record.num_chunks > len(segment.pages) * shapes.chunks_per_page:
-            raise UnsupportedLayout(f"{len(segment.pages)} pages are too few for {record.num_chunks} chunks of factors")
+        if pages > limits.max_pages:
+            raise WorkTooLarge(f"an adapter of {pages} pages, the buffers hold {limits.max_pages}")
+        if rank > limits.max_rank:
+            raise WorkTooLarge(f"an adapter of rank {rank}, the buffers hold {limits.max_rank}")
         last = segment.stop

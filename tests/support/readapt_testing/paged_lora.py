@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from readapt_kernels.lora.launcher import LoraKernels
-from readapt_kernels.lora.records import AdapterRecord, LinearRows, SliceRows, describe
+from readapt_kernels.lora.records import AdapterRecord, LinearRows, PlacedAdapter, SliceRows, describe, place
 from readapt_kernels.lora.reference import expand_, shrink
 from readapt_kernels.lora.shapes import Limits, LinearShape, LoraShapes
 from readapt_kernels.lora.tiles import TileTable
@@ -101,10 +101,10 @@ class Bench:
         needed = [-(-a.flat.shape[1] // shapes.page_elements) for a in adapters]
         order = torch.randperm(sum(needed) + 5, generator=torch.Generator().manual_seed(seed)).tolist()
         self.pool = torch.full([len(order), shapes.num_layers, shapes.page_elements], torch.nan, dtype=self.dtype)
-        self.pages: list[tuple[int, ...]] = []
+        self.placed: list[PlacedAdapter] = []
         for adapter, count in zip(adapters, needed, strict=True):
             mine, order = order[:count], order[count:]
-            self.pages.append(tuple(mine))
+            self.placed.append(place(adapter.record, mine, shapes))
             for at, page in enumerate(mine):
                 part = adapter.flat[:, at * shapes.page_elements : (at + 1) * shapes.page_elements]
                 self.pool[page, :, : part.shape[1]] = part
@@ -115,7 +115,7 @@ class Bench:
 
     def segments(self, rows: Sequence[tuple[int, int, int]]) -> list[Segment]:
         """``(adapter, start, stop)`` as segments."""
-        return [Segment(self.adapters[i].record, self.pages[i], start, stop) for i, start, stop in rows]
+        return [Segment(self.placed[i], start, stop) for i, start, stop in rows]
 
     def run(
         self, rows: Sequence[tuple[int, int, int]], linear: int, x: torch.Tensor, y: torch.Tensor, layer: int = 1

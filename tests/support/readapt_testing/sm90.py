@@ -25,7 +25,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from readapt_kernels.lora import launcher
-from readapt_kernels.lora.records import LinearRows, SliceRows, describe
+from readapt_kernels.lora.records import LinearRows, SliceRows, describe, place
 from readapt_kernels.lora.shapes import Limits, LinearShape, LoraShapes
 from readapt_kernels.lora.work import Segment
 
@@ -67,7 +67,7 @@ def launches(shapes: LoraShapes, size: str) -> Iterator[tuple[str, Any, tuple[An
     ):
         kernels = launcher.LoraKernels(pool, shapes, LIMITS)
         tokens = TOKENS[size]
-        kernels.plan([Segment(record, pages, 0, tokens)], tokens)
+        kernels.plan([Segment(place(record, pages, shapes), 0, tokens)], tokens)
         for i, shape in enumerate(shapes.linears):
             kernels.shrink(3, i, torch.empty(tokens, shape.in_features, dtype=torch.bfloat16))
             kernels.expand_(3, i, torch.empty(tokens, shape.out_features, dtype=torch.bfloat16))
