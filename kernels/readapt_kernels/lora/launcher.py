@@ -2,7 +2,8 @@
 
 Each step: ``plan`` once, then for every layer and fused linear ``shrink`` (it may run beside the base's product) and
 ``expand_`` after both. ``plan`` is the only host-to-device copy and stays outside captured graphs; a graph captured
-over ``shrink`` and ``expand_`` serves every later plan of as many tokens, whatever its adapters.
+over ``shrink`` and ``expand_`` serves every later plan that uses small tiles too (``TileTable.small_tokens``), whatever
+its adapters. Large tiles follow the ranks of the batch and are launched anew.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class LoraKernels:
     """Shrink and expand over adapters that lie in ``pool`` ``[pages, layers, page elements]``.
 
     ``flights``: linears that may be between their shrink and their expand at the same time; each flight has its own
-    bridge, counters and scratch. ``programs`` overrides the size of the persistent grid. At most two plans may be
+    bridge, counters and scratch. Within a flight the caller keeps the order shrink, expand, next shrink, across streams
+    too. ``programs`` overrides the size of the persistent grid. At most two plans may be
     ahead of the device, since their pinned buffers take turns.
     """
 
