@@ -18,6 +18,7 @@ import yaml
 from readapt_api.schema import crds
 from readapt_cluster.control_plane import ControlPlane
 from readapt_cluster.waiting import until
+from readapt_testing import triton_modes  # noqa: F401  (before anything imports Triton)
 from readapt_testing.kube import Kube, KubeError
 from readapt_testing.status_lint import lint_namespace
 

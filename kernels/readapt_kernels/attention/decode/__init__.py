@@ -1,0 +1,1 @@
+"""Paged decode attention: one query per sequence, the context split over a fixed grid."""

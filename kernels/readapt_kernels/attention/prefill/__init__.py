@@ -1,0 +1,1 @@
+"""Paged prefill attention: the new tokens of a sequence attend to its pages and causally to themselves."""

@@ -1,0 +1,1 @@
+"""Keys and values of a step, into the pages of the pool."""
