@@ -35,24 +35,27 @@ class PrefillConfig:
 
 
 _DECODE = {
-    (32, 2): DecodeConfig(128, 4, 3, 2, 2),
-    (64, 2): DecodeConfig(128, 4, 3, 2, 2),
-    (128, 2): DecodeConfig(64, 4, 3, 2, 4),
-    (256, 2): DecodeConfig(32, 4, 3, 2, 8),
-    (32, 4): DecodeConfig(64, 4, 3, 2, 4),
-    (64, 4): DecodeConfig(64, 4, 3, 2, 4),
-    (128, 4): DecodeConfig(32, 4, 3, 2, 8),
-    (256, 4): DecodeConfig(16, 4, 3, 2, 16),
+    (32, 2): DecodeConfig(128, 4, 5, 2, 2),
+    (64, 2): DecodeConfig(128, 4, 5, 2, 2),
+    (128, 2): DecodeConfig(64, 4, 5, 2, 4),
+    (256, 2): DecodeConfig(32, 4, 5, 2, 8),
+    (32, 4): DecodeConfig(64, 4, 5, 2, 4),
+    (64, 4): DecodeConfig(64, 4, 5, 2, 4),
+    (128, 4): DecodeConfig(32, 4, 5, 2, 8),
+    (256, 4): DecodeConfig(16, 4, 5, 2, 16),
 }
+# One stage: with the weights between the two products kept in registers, a product of wgmma that is still in flight while other
+# work runs is miscompiled by assemblers before CUDA 13.3 (Triton carries 12.8 for Hopper). Unpipelined, each product is
+# waited for at once, and several programs per multiprocessor cover one another's loads.
 _PREFILL = {
-    (32, 2): PrefillConfig(128, 64, 4, 3),
-    (64, 2): PrefillConfig(128, 64, 4, 3),
-    (128, 2): PrefillConfig(128, 64, 8, 3),
-    (256, 2): PrefillConfig(64, 64, 4, 2),
-    (32, 4): PrefillConfig(64, 32, 4, 2),
-    (64, 4): PrefillConfig(64, 32, 4, 2),
-    (128, 4): PrefillConfig(64, 32, 4, 2),
-    (256, 4): PrefillConfig(32, 16, 4, 2),
+    (32, 2): PrefillConfig(64, 64, 4, 1),
+    (64, 2): PrefillConfig(64, 64, 4, 1),
+    (128, 2): PrefillConfig(64, 64, 4, 1),
+    (256, 2): PrefillConfig(128, 32, 8, 1),
+    (32, 4): PrefillConfig(32, 32, 4, 1),
+    (64, 4): PrefillConfig(32, 32, 4, 1),
+    (128, 4): PrefillConfig(32, 16, 8, 1),
+    (256, 4): PrefillConfig(32, 16, 8, 1),
 }
 
 

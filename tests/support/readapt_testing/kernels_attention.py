@@ -51,9 +51,7 @@ class Case:
                 continue
             visible = torch.ones(new, context, dtype=torch.bool).tril(context - new)
             q, k, v = (t.double().cpu().transpose(0, 1) for t in (self.q[start : start + new], keys, values))
-            attended = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=visible, scale=self.scale, enable_gqa=True
-            )
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=self.scale, enable_gqa=True)
             out[start : start + new] = attended.transpose(0, 1)
         return out
 
@@ -119,6 +117,18 @@ def only(case: Case, sequence: int) -> Case:
         seqs.page_table[s],
     )
     return replace(case, seqs=one, keys=case.keys[s], values=case.values[s])
+
+
+def copied_into(larger: Case, smaller: Case) -> Case:
+    """The smaller case in the larger one's metadata buffers; what it does not fill keeps its old content."""
+    count = len(smaller.keys)
+    old, new = larger.seqs, smaller.seqs
+    old.count.copy_(new.count)
+    for into, what in ((old.query_starts, new.query_starts), (old.query_lens, new.query_lens)):
+        into[:count] = what[:count]
+    old.context_lens[:count] = new.context_lens[:count]
+    old.page_table[:count, : new.page_table.shape[1]] = new.page_table[:count]
+    return replace(smaller, seqs=old)
 
 
 def _normal(random: torch.Generator, tokens: int, heads: int, dim: int, dtype: torch.dtype) -> torch.Tensor:

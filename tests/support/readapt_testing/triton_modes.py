@@ -66,6 +66,18 @@ def recorded() -> Iterator[list[Launch]]:
         interpreted.run = original
 
 
+@contextmanager
+def programs_in_order(order: Sequence[int]) -> Iterator[None]:
+    """Interpreted launches inside run program ``order[i]`` of the first axis as the i-th, as a GPU might."""
+    builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
+    original = builder.set_grid_idx
+    builder.set_grid_idx = lambda x, y, z: original(order[x] if x < len(order) else x, y, z)
+    try:
+        yield
+    finally:
+        builder.set_grid_idx = original
+
+
 def compiled(launches: Sequence[Launch]) -> list[Compiled]:
     """Compiles for sm_90 with the assembler that Triton carries; no GPU and no driver are needed."""
     done = subprocess.run(

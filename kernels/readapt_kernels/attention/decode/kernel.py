@@ -75,7 +75,7 @@ def decode_kernel(
 
         # finite, so that a block without any key leaves m, l and acc as they are
         m = tl.full([ROWS], -3.0e38, tl.float32)
-        l = tl.zeros([ROWS], tl.float32)  # noqa: E741
+        weights = tl.zeros([ROWS, BLOCK_N], tl.float32)  # summed over the block at the end: no exchange between warps
         acc = tl.zeros([ROWS, DIM], tl.float32)
         for block in tl.range(first, first + some):
             key = block * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -91,9 +91,10 @@ def decode_kernel(
             top = tl.maximum(m, tl.max(score, 1))
             weight = tl.exp2(score - top[:, None])
             fade = tl.exp2(m - top)
-            l = l * fade + tl.sum(weight, 1)  # noqa: E741
+            weights = weights * fade[:, None] + weight
             acc = tl.dot(weight.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
             m = top
+        l = tl.sum(weights, 1)  # noqa: E741
 
         start = position - first  # where the blocks of this (sequence, head) begin in the line
         first_program = start // share
@@ -112,7 +113,7 @@ def decode_kernel(
                 m = tl.full([ROWS], -3.0e38, tl.float32)
                 l = tl.zeros([ROWS], tl.float32)  # noqa: E741
                 acc = tl.zeros([ROWS, DIM], tl.float32)
-                for piece in tl.range(0, pieces):
+                for piece in tl.range(0, pieces, loop_unroll_factor=4):  # loads of four in flight
                     # only the first piece can be the last of its program
                     late = (piece == 0) & (start > first_program * share)
                     slot = 2 * (first_program + piece) + late.to(tl.int32)
