@@ -44,9 +44,9 @@ _DECODE = {
     (128, 4): DecodeConfig(32, 4, 5, 2, 8),
     (256, 4): DecodeConfig(16, 4, 5, 2, 16),
 }
-# One stage: with the weights between the two products kept in registers, a product of wgmma that is still in flight while other
-# work runs is miscompiled by assemblers before CUDA 13.3 (Triton carries 12.8 for Hopper). Unpipelined, each product is
-# waited for at once, and several programs per multiprocessor cover one another's loads.
+# One stage: with the weights between the two products kept in registers, a product of wgmma that is still in flight
+# while other work runs is miscompiled by assemblers before CUDA 13.3 (Triton carries 12.8 for Hopper). Unpipelined,
+# each product is waited for at once, and several programs per multiprocessor cover one another's loads.
 _PREFILL = {
     (32, 2): PrefillConfig(64, 64, 4, 1),
     (64, 2): PrefillConfig(64, 64, 4, 1),

@@ -1,7 +1,7 @@
 """Paged attention in plain torch: the oracle of both kernels, in any dtype up to fp64.
 
-``out[t] = softmax(scale · q[t] · K^T) · V`` over the keys 0..p of t's sequence, p the position of t. Decode is the case of
-one new token a sequence.
+``out[t] = softmax(scale · q[t] · K^T) · V`` over the keys 0..p of t's sequence, p the position of t. Decode is the case
+of one new token a sequence.
 """
 
 from __future__ import annotations

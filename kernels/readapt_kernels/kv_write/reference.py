@@ -1,7 +1,7 @@
 """The KV write in plain torch: the oracle of the kernel, and what the CPU backend does.
 
-``kv[slots[t] // P, 0, slots[t] % P] = k[t]`` and ``kv[slots[t] // P, 1, slots[t] % P] = v[t]`` for ``t < count``, P tokens
-a page.
+``kv[slots[t] // P, 0, slots[t] % P] = k[t]`` and ``kv[slots[t] // P, 1, slots[t] % P] = v[t]`` for ``t < count``, P
+tokens a page.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batches for attention tests: dense keys and values, the same in pages, and what dense fp64 attention makes of them."""
+"""Batches for attention tests: dense keys and values, the same in pages, and dense fp64 attention over them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def make_case(
     """``contexts`` are keys per sequence, new tokens included; ``new`` is 1 each unless told.
 
     ``seed`` chooses numbers, ``page_seed`` which pages hold them. Free pages and what is beyond a context are NaN,
-    metadata behind the last sequence is stale, and rows of q belong to sequences out of order with one row between them.
+    metadata behind the last sequence is stale, and rows of q belong to sequences out of order with one row between
+    them.
     """
     random = torch.Generator().manual_seed(seed)
     new = new or [1] * len(contexts)

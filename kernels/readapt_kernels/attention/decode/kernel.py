@@ -1,18 +1,56 @@
 """Paged decode attention, split over the context by a fixed number of programs.
 
-``out = Σ_c exp(scale·q·k_c) v_c / Σ_c exp(scale·q·k_c)``, one query per sequence, the query heads of one KV head together
-as rows of one tile. Each program walks its stretch of the plan (``plan/kernel.py``). A (sequence, KV head) that lies within
-one stretch is finished there. One that several stretches share is left in pieces ``(m, l, acc)``: the largest score, the
-sum of weights, the weighted sum of values. The program whose piece arrives last joins all of them in their order in the
-context, so that the result does not depend on who was last. No atomics on floats, nothing to be zeroed before.
+``out = Σ_c exp(scale·q·k_c) v_c / Σ_c exp(scale·q·k_c)``, one query per sequence, the query heads of one KV head
+together as rows of one tile. Each program walks its stretch of the plan (``plan/kernel.py``). A (sequence, KV head)
+that lies within one stretch is finished there. One that several stretches share is left in pieces ``(m, l, acc)``: the
+largest score, the sum of weights, the weighted sum of values. The program whose piece arrives last joins all of them in
+their order in the context, so that the result does not depend on who was last. No atomics on floats, nothing to be
+zeroed before.
 
-Order between programs: plane stores, CTA barrier, acquire-release ticket at GPU scope, CTA-uniform branch, loads past L1.
+Order between programs: plane stores, CTA barrier, acquire-release ticket at GPU scope, CTA-uniform branch, loads past
+L1.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def _joined(
+    acc_ptr,
+    stats_ptr,
+    first_slot,  # slots of a program: 0 the piece that begins its stretch, 1 the piece that ends it
+    late,  # 1 when the first piece does not begin its stretch
+    pieces,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """(acc, l) of all pieces, summed in their order in the context."""
+    row = tl.arange(0, ROWS)
+    dim = tl.arange(0, DIM)
+    in_group = row < GROUP
+    in_tile = in_group[:, None] & (dim < HEAD_DIM)[None, :]  # [rows, dim]
+    m = tl.full([ROWS], -3.0e38, tl.float32)
+    l = tl.zeros([ROWS], tl.float32)  # noqa: E741
+    acc = tl.zeros([ROWS, DIM], tl.float32)
+    for piece in tl.range(0, pieces, loop_unroll_factor=4):  # loads of four in flight
+        slot = first_slot + 2 * piece + tl.where(piece == 0, late, 0)
+        plane = acc_ptr + slot * GROUP * HEAD_DIM + row[:, None] * HEAD_DIM + dim[None, :]
+        stats = stats_ptr + slot * 2 * GROUP + row
+        part = tl.load(plane, mask=in_tile, other=0.0, cache_modifier=".cg")  # [rows, dim]
+        part_m = tl.load(stats, mask=in_group, other=0.0, cache_modifier=".cg")
+        part_l = tl.load(stats + GROUP, mask=in_group, other=0.0, cache_modifier=".cg")
+        top = tl.maximum(m, part_m)
+        fade = tl.exp2(m - top)
+        grow = tl.exp2(part_m - top)
+        l = l * fade + part_l * grow  # noqa: E741
+        acc = acc * fade[:, None] + part * grow[:, None]
+        m = top
+    return acc, l
 
 
 @triton.jit
@@ -110,25 +148,11 @@ def decode_kernel(
             ticket = tickets_ptr + seq * KV_HEADS + head
             complete = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == pieces - 1
             if complete:
-                m = tl.full([ROWS], -3.0e38, tl.float32)
-                l = tl.zeros([ROWS], tl.float32)  # noqa: E741
-                acc = tl.zeros([ROWS, DIM], tl.float32)
-                for piece in tl.range(0, pieces, loop_unroll_factor=4):  # loads of four in flight
-                    # only the first piece can be the last of its program
-                    late = (piece == 0) & (start > first_program * share)
-                    slot = 2 * (first_program + piece) + late.to(tl.int32)
-                    stats = stats_ptr + slot * 2 * GROUP + row
-                    part = tl.load(
-                        acc_ptr + slot * GROUP * HEAD_DIM + plane, mask=in_tile, other=0.0, cache_modifier=".cg"
-                    )
-                    part_m = tl.load(stats, mask=in_group, other=0.0, cache_modifier=".cg")
-                    part_l = tl.load(stats + GROUP, mask=in_group, other=0.0, cache_modifier=".cg")
-                    top = tl.maximum(m, part_m)
-                    fade = tl.exp2(m - top)
-                    grow = tl.exp2(part_m - top)
-                    l = l * fade + part_l * grow  # noqa: E741
-                    acc = acc * fade[:, None] + part * grow[:, None]
-                    m = top
+                # only the first piece can be the last one of its program
+                late = (start > first_program * share).to(tl.int32)
+                acc, l = _joined(  # noqa: E741
+                    acc_ptr, stats_ptr, 2 * first_program, late, pieces, GROUP, HEAD_DIM, ROWS, DIM
+                )
                 tl.store(ticket, 0)
         if complete:
             # no key at all: zeros

@@ -85,8 +85,8 @@ def paged_decode(
 
     q ``[tokens, heads, dim]``; kv ``[pages, 2, page tokens, kv heads, dim]``, one layer's view of the pool with this
     step's keys already written. Needs ``plan_decode`` with the same sequences before, once for all layers. An empty
-    context gives zeros. The result depends on other sequences of the batch by fp32 round-off (they move where the context
-    is split), and not on where pages lie. Raises ValueError for operands that do not fit together.
+    context gives zeros. The result depends on other sequences of the batch by fp32 round-off (they move where the
+    context is split), and not on where pages lie. Raises ValueError for operands that do not fit together.
     """
     shape = head_shape(q, kv, out, seqs)
     if shape != workspace.shape or seqs.max_seqs > workspace.tickets.shape[0]:

@@ -1,8 +1,8 @@
 """The plans of both attention kernels, computed on the device from the context lengths of the step.
 
-Decode: all blocks of keys of the step stand in one line, ordered by (sequence, KV head, block); with G programs, program
-g takes the g-th stretch of ``share = max(ceil(total / G), least share)`` blocks. Work is even to within one block whatever
-the lengths, and a stretch crosses from one sequence to the next where it has to.
+Decode: all blocks of keys of the step stand in one line, ordered by (sequence, KV head, block); with G programs,
+program g takes the g-th stretch of ``share = max(ceil(total / G), least share)`` blocks. Work is even to within one
+block whatever the lengths, and a stretch crosses from one sequence to the next where it has to.
 Prefill: one item per tile of queries, each sequence's last (longest) tile first.
 
 Per step these run once; the layers' launches read a few integers.

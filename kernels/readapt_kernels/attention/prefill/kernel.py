@@ -1,9 +1,9 @@
 """Paged prefill attention: one program per tile of queries and KV head.
 
-``out[t] = Σ_{c ≤ p(t)} softmax(scale·q[t]·k_c) v_c``, p(t) the position of token t in its sequence: earlier context and the
-chunk itself are both read from the pages. A tile's rows are (token, query head of the group), so that the heads of a group
-share every load of keys and values. Blocks of keys that all rows see come first and need no mask; the last ones,
-around the diagonal, are masked. Rows never meet: a query's result depends on its own sequence only.
+``out[t] = Σ_{c ≤ p(t)} softmax(scale·q[t]·k_c) v_c``, p(t) the position of token t in its sequence: earlier context and
+the chunk itself are both read from the pages. A tile's rows are (token, query head of the group), so that the heads of
+a group share every load of keys and values. Blocks of keys that all rows see come first and need no mask; the last
+ones, around the diagonal, are masked. Rows never meet: a query's result depends on its own sequence only.
 """
 
 from __future__ import annotations

@@ -71,8 +71,8 @@ def paged_prefill(
 
     q ``[tokens, heads, dim]``; kv ``[pages, 2, page tokens, kv heads, dim]``, one layer's view of the pool with this
     step's keys already written. Needs ``plan_prefill`` with the same sequences before, once for all layers. The result
-    depends neither on other sequences of the batch nor on where pages lie nor on how a prompt is cut into chunks. Raises
-    ValueError for operands that do not fit together.
+    depends neither on other sequences of the batch nor on where pages lie nor on how a prompt is cut into chunks.
+    Raises ValueError for operands that do not fit together.
     """
     shape = head_shape(q, kv, out, seqs)
     if shape != workspace.shape:
