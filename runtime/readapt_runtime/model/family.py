@@ -161,16 +161,20 @@ def _quantization(document: Document, _family: Family) -> str | None:
 
 def _rope(document: Document, _family: Family) -> str | None:
     for key in ("rope_parameters", "rope_scaling"):  # the names of transformers 5 and of older configs
-        if rope := document.get(key):
-            kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
-            if kind not in STATIC_ROPE:
-                return f"rope_type {kind!r}; supported are {', '.join(STATIC_ROPE)}"
-            if isinstance(rope, Mapping) and (wrong := _wrong_number(rope)):
-                return f"{key}: {wrong}"
-            if isinstance(rope, Mapping) and rope.get("partial_rotary_factor") not in (None, 1, 1.0):
-                return f"partial_rotary_factor={rope['partial_rotary_factor']!r}"
-    if wrong := _wrong_number(document):
-        return wrong
+        rope = document.get(key) or {}
+        if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
+            return f"{key}={rope!r}, not one set of parameters for all layers"
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in STATIC_ROPE:
+            return f"rope_type {kind!r}; supported are {', '.join(STATIC_ROPE)}"
+        if wrong := _wrong_number(rope):
+            return f"{key}: {wrong}"
+        if refusal := _partial_rotary(rope):
+            return refusal
+    return _wrong_number(document) or _partial_rotary(document)
+
+
+def _partial_rotary(document: Document) -> str | None:
     factor = document.get("partial_rotary_factor")
     return None if factor in (None, 1, 1.0) else f"partial_rotary_factor={factor!r}"
 

@@ -5,6 +5,7 @@ In: a transformers config with its ``rope_parameters``. Out: ``Rotary``, and fro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,21 +24,29 @@ class Rotary:
 
 def read_rotary(raw: Any, head_dim: int) -> Rotary:
     """Of a transformers config; the scaled variants are transformers' own functions. Raises UnsupportedModel."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    kind = raw.rope_parameters["rope_type"]
-    if kind == "default":
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
-        return Rotary(tuple((1.0 / raw.rope_parameters["rope_theta"] ** exponents).tolist()), 1.0)
+    parameters = raw.rope_parameters
+    kind = parameters.get("rope_type")
     if kind not in STATIC_ROPE:
         raise UnsupportedModel(f"not supported: rope_type {kind!r}")
     try:
-        inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](raw, torch.device("cpu"))
-    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
-        raise UnsupportedModel(f"not supported: rope_parameters {raw.rope_parameters}: {error}") from error
-    if not bool(inv_freq.isfinite().all()):
-        raise UnsupportedModel(f"not supported: rope_parameters {raw.rope_parameters} make frequencies of infinity")
+        inv_freq, scaling = _unscaled(parameters, head_dim) if kind == "default" else _scaled(raw, kind)
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise UnsupportedModel(f"config.json: rope parameters {parameters}: {error}"[:500]) from error
+    if inv_freq.shape != (head_dim // 2,) or not bool(inv_freq.isfinite().all()):
+        raise UnsupportedModel(f"config.json: rope parameters {parameters} give no frequency for each pair of a head")
     return Rotary(tuple(inv_freq.tolist()), float(scaling))
+
+
+def _unscaled(parameters: Mapping[str, Any], head_dim: int) -> tuple[torch.Tensor, float]:
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
+    return 1.0 / parameters["rope_theta"] ** exponents, 1.0
+
+
+def _scaled(raw: Any, kind: str) -> tuple[torch.Tensor, float]:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](raw, torch.device("cpu"))
+    return inv_freq, float(scaling)
 
 
 def rotary_tables(rotary: Rotary, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -81,6 +81,10 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
         "partial_rotary_factor=0.5",
     ),
+    "a rope per kind of layer": (
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+        "not one set of parameters for all layers",
+    ),
     "quantized": ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
     "groups that do not divide": ({"num_key_value_heads": 3}, "4 heads do not divide into 3 groups"),
     "an odd head": ({"head_dim": 15}, "head_dim=15"),
@@ -105,6 +109,11 @@ ONLY_SERVING: dict[str, tuple[dict[str, object], str]] = {
     "a dtype that is none": ({"dtype": "floaty"}, "floaty"),
     "rope in a list": ({"rope_parameters": []}, "Field 'rope_parameters'"),
     "yarn without its factor": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "factor"),
+    "a rope of zeros": ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "rope parameters"),
+    "a factor of nothing": (
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0}},
+        "rope parameters",
+    ),
     "a window of nothing": (
         {"model_type": "qwen3", "layer_types": ["sliding_attention"] * 3, "use_sliding_window": False},
         "sliding_window=None",
