@@ -109,10 +109,10 @@ ONLY_SERVING: dict[str, tuple[dict[str, object], str]] = {
     "a dtype that is none": ({"dtype": "floaty"}, "floaty"),
     "rope in a list": ({"rope_parameters": []}, "Field 'rope_parameters'"),
     "yarn without its factor": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "factor"),
-    "a rope of zeros": ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "rope parameters"),
+    "a rope of zeros": ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "rope_theta=0.0"),
     "a factor of nothing": (
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0}},
-        "rope parameters",
+        "factor=0",
     ),
     "a window of nothing": (
         {"model_type": "qwen3", "layer_types": ["sliding_attention"] * 3, "use_sliding_window": False},
