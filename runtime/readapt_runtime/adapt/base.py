@@ -23,7 +23,7 @@ from readapt_api.errors import Terminal
 from readapt_runtime.model.config import read_config, transformers_config
 from readapt_runtime.model.tensors import check_tensors
 from readapt_runtime.model.tokenizer import load_tokenizer
-from readapt_runtime.safe_tensors import Checkpoint
+from readapt_runtime.safe_tensors import BadWeights, Checkpoint
 
 _LONGEST = 1024
 """Tokens of one example; longer prompts lose their beginning."""
@@ -97,7 +97,10 @@ def load_base(folder: Path, digest: Digest, dtype: torch.dtype | None = None) ->
     served, config = read_config(folder), transformers_config(folder)
     tokenizer = load_tokenizer(folder, served.vocab_size)
     with Checkpoint(folder) as checkpoint:
-        check_tensors(checkpoint.infos, config)
+        try:
+            check_tensors(checkpoint.infos, config)
+        except BadWeights as error:
+            raise BadWeights(f"{folder}: {error}") from None
     try:
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(

@@ -11,16 +11,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from readapt_api.artifacts import Origin
+from readapt_api.contract import Digest
 from readapt_api.digest import digest_of, digest_path
 from readapt_api.jobs import AdaptationSettings, AdaptItem, AdaptRequest, GateSettings
 from readapt_runtime.adapt import ladder
 from readapt_runtime.adapt.base import fix_threads, load_base
-from readapt_runtime.adapt.data import read_examples, split
+from readapt_runtime.adapt.data import Splits, read_examples, split
 from readapt_runtime.adapt.errors import BadData
 from readapt_runtime.adapt.evidence import circumstances
 from readapt_runtime.adapt.repair import Item, Move, Repaired, repair, seed_of
+from readapt_runtime.difference import CheckpointPair
 from readapt_runtime.drift import measure, read_drift
-from readapt_runtime.lora_format import base_shapes, read_adapter, write_adapter
+from readapt_runtime.lora_format import LoraAdapter, read_adapter, write_adapter
 from readapt_runtime.out_folder import make_out
 from readapt_runtime.progress import ConsoleLog
 from readapt_runtime.store import Store
@@ -45,28 +48,42 @@ def adapt_folders(folders: Folders, adaptation: AdaptationSettings, gate: GateSe
     """Climbs the ladder and returns what to print. Raises BadOut and the Terminal errors of the inputs."""
     begin = time.monotonic()
     make_out(folders.out)
+    adapter, splits = _read_adapter(folders), _read_splits(folders, adaptation)
     fix_threads()
     with ConsoleLog() as log, tempfile.TemporaryDirectory(prefix="readapt-") as scratch:
-        drift = Path(scratch) / "drift"
+        old, new = (load_base(folder, digest_path(folder)) for folder in (folders.old_base, folders.new_base))
         log.progress(0.0, "measuring the drift of the base")
+        drift = Path(scratch) / "drift"
         measure(folders.old_base, folders.new_base, drift, log)
-        request = _request(folders, drift, adaptation, gate)
-        move = Move(
-            load_base(folders.old_base, request.old_base),
-            load_base(folders.new_base, request.new_base),
-            read_drift(drift),
-        )
-        item = _item(folders, request)
+        move = Move(old, new, read_drift(drift))
+        request = _request(folders, move, digest_path(drift), adaptation, gate)
+        item = _item(request, adapter, splits)
         repaired = repair(move, item, Store(Path(scratch) / "store"), log)
     _write(folders, request, repaired, {"seed": item.seed, **circumstances(move.new)})
     return _result(folders, repaired, time.monotonic() - begin)
 
 
-def _request(folders: Folders, drift: Path, adaptation: AdaptationSettings, gate: GateSettings) -> AdaptRequest:
-    """The request that a Job would get: it names the work, and the seed follows from its hash."""
+def _read_adapter(folders: Folders) -> LoraAdapter:
+    """Checked against the bases, and these against each other, before hours are spent on them."""
+    with CheckpointPair(folders.old_base, folders.new_base) as pair:
+        return read_adapter(folders.adapter, pair.shapes)
+
+
+def _read_splits(folders: Folders, adaptation: AdaptationSettings) -> Splits:
     for file in (folders.train, folders.validation, folders.test):
         if file is not None and not file.is_file():
             raise BadData(f"{file}: no such file")
+    test = read_examples(folders.test) if folders.test is not None else ()
+    splits = split(read_examples(folders.train), read_examples(folders.validation), test)
+    if Origin.RELORA in ladder.RUNGS[adaptation.policy]:
+        splits.require_tuning()
+    return splits
+
+
+def _request(
+    folders: Folders, move: Move, drift: Digest, adaptation: AdaptationSettings, gate: GateSettings
+) -> AdaptRequest:
+    """The request that a Job would get: it names the work, and the seed follows from its hash."""
     data = [digest_path(file) for file in (folders.train, folders.validation, folders.test) if file is not None]
     item = AdaptItem(
         name=folders.adapter.resolve().name,
@@ -75,22 +92,16 @@ def _request(folders: Folders, drift: Path, adaptation: AdaptationSettings, gate
         adaptation=adaptation,
         gate=gate,
     )
-    return AdaptRequest(
-        old_base=digest_path(folders.old_base),
-        new_base=digest_path(folders.new_base),
-        drift=digest_path(drift),
-        items=(item,),
-    )
+    return AdaptRequest(old_base=move.old.digest, new_base=move.new.digest, drift=drift, items=(item,))
 
 
-def _item(folders: Folders, request: AdaptRequest) -> Item:
+def _item(request: AdaptRequest, adapter: LoraAdapter, splits: Splits) -> Item:
     wanted = request.items[0]
-    test = read_examples(folders.test) if folders.test is not None else ()
     return Item(
         name=wanted.name,
-        adapter=read_adapter(folders.adapter, base_shapes(folders.new_base)),
+        adapter=adapter,
         reference=wanted.reference,
-        splits=split(read_examples(folders.train), read_examples(folders.validation), test),
+        splits=splits,
         data=wanted.data,
         adaptation=wanted.adaptation,
         gate=wanted.gate,

@@ -33,8 +33,10 @@ class RankPolicy:
     def __post_init__(self) -> None:
         if (self.fixed is None) == (self.energy is None):
             raise BadPolicy("give exactly one of a fixed rank and an energy")
-        if self.max_rank not in RANK or (self.fixed is not None and not 1 <= self.fixed <= self.max_rank):
-            raise BadPolicy(f"rank {self.fixed} is not within 1 and the maximum rank {self.max_rank} (≤ {RANK.most})")
+        if self.max_rank not in RANK:
+            raise BadPolicy(f"the maximum rank {self.max_rank} is not {RANK}")
+        if self.fixed is not None and not 1 <= self.fixed <= self.max_rank:
+            raise BadPolicy(f"rank {self.fixed} is not at least 1 and at most {self.max_rank}, the maximum rank")
         if self.energy is not None and self.energy not in ENERGY:
             raise BadPolicy(f"energy {self.energy} is not {ENERGY}")
 

@@ -35,4 +35,5 @@ def parse_body(model: type[_Model], body: bytes) -> _Model:
         param = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise BadRequest(f"the parameter {param!r} is not implemented", param) from error
-        raise BadRequest(f"{param}: {first['msg']}" if param else first["msg"], param or None) from error
+        message = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+        raise BadRequest(f"{param}: {message}" if param else message, param or None) from error

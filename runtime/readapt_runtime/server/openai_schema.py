@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 _SEED = 2**63
 
@@ -16,7 +26,8 @@ _SEED = 2**63
 def _neutral(*values: object) -> BeforeValidator:
     def check(value: object) -> object:
         if value is not None and not any(type(value) in (type(v), int, float) and value == v for v in values):
-            raise ValueError("only the neutral value is implemented")
+            known = f"only {values[0]!r}, which changes nothing, is implemented" if values else "not implemented"
+            raise ValueError(known)
         return value
 
     return BeforeValidator(check)
@@ -30,6 +41,17 @@ def _not_empty(values: list[str]) -> list[str]:
     if any(not v for v in values):
         raise ValueError("must not be empty")
     return values
+
+
+def _prompt(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    """One message in place of one for each form."""
+    try:
+        prompt: object = handler(value)
+    except ValidationError:
+        raise ValueError("must be a text, a list of texts, token ids, or a list of lists of token ids") from None
+    if prompt == []:
+        raise ValueError("must not be an empty list")
+    return prompt
 
 
 Zero = Annotated[Any, _neutral(0, 0.0)]
@@ -69,7 +91,7 @@ class AnswerRequest(BaseModel):
 
 
 class CompletionRequest(AnswerRequest):
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[str | list[str] | list[StrictInt] | list[list[StrictInt]], WrapValidator(_prompt)]
     best_of: Annotated[Any, _neutral(1)] = None
     echo: Off = None
     logprobs: Annotated[Any, _neutral()] = None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from readapt_api.digest import digest_path
+from readapt_runtime.adapt import folders
 from readapt_runtime.cli import run
 from readapt_runtime.drift import command as drift_command
 from readapt_runtime.drift import read_drift
@@ -93,6 +96,129 @@ def test_bad_input_is_said_and_has_its_exit_code(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err
+
+
+def test_a_folder_that_is_not_there_is_named_as_it_was_given(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good, data = str(sources / "v1"), str(sources / "train.jsonl")
+    adapt = ["adapt", "--old-base", good, "--train", data, "--validation", data]
+    for arguments, message in (
+        (["extract", "--base", good, "--finetuned", "no/pe", "--rank", "8"], "no/pe: no such folder"),
+        (["drift", "--from", good, "--to", "no/pe"], "no/pe: no such folder"),
+        (["drift", "--from", good, "--to", "empty"], "empty: no config.json"),
+        ([*adapt, "--new-base", "no/pe", "--adapter", str(sources / "adapter")], "no/pe: no such folder"),
+        ([*adapt, "--new-base", good, "--adapter", "no/pe"], "no/pe/adapter_config.json: no such file"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert run([*arguments, "--out", "out"]) == 64
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("max_rank", ["-1", "0", "513"])
+def test_a_maximum_rank_out_of_bounds_is_said_to_be_that(max_rank: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["extract", "--base", "no", "--finetuned", "no", "--energy", "0.5", "--max-rank", max_rank]
+    assert run([*command, "--out", "out"]) == 64
+    assert f"BadPolicy: the maximum rank {max_rank} is not at least 1 and at most 512" in capsys.readouterr().err
+
+
+@pytest.fixture
+def adapting(sources: Path, tmp_path: Path) -> Callable[..., int]:
+    """``readapt adapt`` from v1 to v2 with what a test replaces; to measure the drift is an error."""
+    for split in ("train", "validation", "test"):
+        lines = [{"prompt": f"{split} {i}", "completion": (" yes", " no")[i % 2]} for i in range(60)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = {
+        "--old-base": sources / "v1",
+        "--new-base": sources / "v2",
+        "--adapter": sources / "adapter",
+        **{f"--{split}": tmp_path / f"{split}.jsonl" for split in ("train", "validation", "test")},
+        "--out": tmp_path / "out",
+    }
+
+    def adapt(**changes: Path) -> int:
+        options = given | {f"--{name.replace('_', '-')}": path for name, path in changes.items()}
+        return run(["adapt", *(str(part) for option in options.items() for part in option)])
+
+    return adapt
+
+
+class DriftMeasured(Exception):
+    """Too late."""
+
+
+BAD_INPUT: dict[str, tuple[str, str | None, str]] = {
+    "no test": ("test", None, "given: no such file"),
+    "no train": ("train", None, "given: no such file"),
+    "no adapter": ("adapter", None, "given/adapter_config.json: no such file"),
+    "bad line": ("validation", '{"prompt": "a", "completion": "b"}\n{"prompt": 1}\n', "given line 2: "),
+    "few examples": ("validation", '{"prompt": "a", "completion": "b"}\n' * 3, "are left for"),
+    "empty train": ("train", "", "1 to 256 distinct completions"),
+}
+
+
+@pytest.mark.parametrize(("option", "content", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_adapt_looks_at_all_its_input_before_it_measures_the_drift(
+    option: str,
+    content: str | None,
+    message: str,
+    adapting: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def too_late(*_: object) -> None:
+        raise DriftMeasured
+
+    monkeypatch.setattr(folders, "measure", too_late)
+    with pytest.raises(DriftMeasured):
+        adapting()
+    if content is not None:
+        (tmp_path / "given").write_text(content)
+    capsys.readouterr()
+    assert adapting(**{option: tmp_path / "given", "out": tmp_path / "again"}) == 64
+    assert message in capsys.readouterr().err
+
+
+def _no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def _no_more_words(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"added_tokens": [], "model": {"type": "Nope"}}')
+
+
+def _smaller(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 259}))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no tokenizer": (_no_tokenizer, "BadTokenizer: {}: no tokenizer.json"),
+    "a tokenizer of no kind": (_no_more_words, "BadTokenizer: {}: tokenizer.json or tokenizer_config.json cannot be"),
+    "other shapes": (
+        _smaller,
+        "BadWeights: {}: model.embed_tokens.weight: shape [260, 64], the config wants",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_base_that_does_not_load_is_said_in_our_words(
+    damage: Callable[[Path], None],
+    message: str,
+    adapting: Callable[..., int],
+    sources: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(sources / "v2", tmp_path / "damaged"))
+    damage(folder)
+    assert adapting(new_base=folder) == 64
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("readapt: ")]
+    assert len(said) == 1
+    assert said[0].startswith(f"readapt: {message.format(folder)}")
 
 
 MOVE = ["--old-base", "no", "--new-base", "no", "--adapter", "no", "--train", "no", "--validation", "no"]

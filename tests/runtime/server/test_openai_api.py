@@ -179,6 +179,27 @@ def test_what_is_wrong_or_not_implemented_is_refused(http: httpx.Client, change:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+EXPLAINED: dict[str, tuple[dict[str, object], str, str]] = {
+    "no prompt": ({"prompt": []}, "prompt", "prompt: must not be an empty list"),
+    "true is no token": ({"prompt": [True]}, "prompt", "prompt: must be a text, a list of texts, token ids"),
+    "half a token": ({"prompt": [1.5]}, "prompt", "prompt: must be a text, a list of texts, token ids"),
+    "mixed": ({"prompt": ["a", 1]}, "prompt", "prompt: must be a text, a list of texts, token ids"),
+    "penalty": ({"presence_penalty": 1}, "presence_penalty", "presence_penalty: only 0, which changes nothing, is"),
+    "logprobs": ({"logprobs": 2}, "logprobs", "logprobs: not implemented"),
+    "empty stop": ({"stop": [""]}, "stop", "stop: must not be empty"),
+}
+
+
+@pytest.mark.parametrize(("change", "param", "message"), EXPLAINED.values(), ids=EXPLAINED.keys())
+def test_the_parameter_that_is_wrong_is_named_in_words_of_the_api(
+    http: httpx.Client, change: dict[str, object], param: str, message: str
+) -> None:
+    answer = http.post("/v1/completions", json={"model": "tiny", "prompt": "x", **change})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert answer.json()["error"]["message"].startswith(message)
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"model": NaN}', b"\xff\xfe", b"[" * 100_000], ids=repr)
 def test_a_body_that_is_no_request_is_refused(http: httpx.Client, body: bytes) -> None:
     answer = http.post("/v1/completions", content=body[:60_000])
