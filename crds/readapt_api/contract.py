@@ -28,6 +28,10 @@ NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=40)]
 """A DNS-1035 label of at most 40 characters, so that every child name fits into 63."""
 
+SERVED_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+ServedName = Annotated[str, StringConstraints(pattern=SERVED_NAME_PATTERN, max_length=63)]
+"""What clients send as ``model``: it also stands in headers and labels."""
+
 DECIMAL_PATTERN = r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$"
 Decimal = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=16)]
 """A non-negative number written as a string: API conventions forbid floats in resources."""

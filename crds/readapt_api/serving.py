@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from readapt_api.contract import Contract, Digest
+from readapt_api.contract import Contract, Digest, ServedName
 from readapt_api.digest import digest_of
 from readapt_api.errors import Transient
 
@@ -45,7 +45,7 @@ def token_subject(namespace: str, base: str) -> str:
 class DesiredAdapter(Contract):
     """One adapter of the set: the served name and the variant that answers under it."""
 
-    name: str = Field(max_length=63)
+    name: ServedName
     digest: Digest
 
 

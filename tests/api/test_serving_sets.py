@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from readapt_api.contract import SERVED_NAME_PATTERN
 from readapt_api.serving import (
     ADAPTERS_PER_SHARD,
     DesiredAdapter,
@@ -17,7 +18,7 @@ from readapt_api.serving import (
 )
 
 DIGESTS = st.integers(0, (1 << 256) - 1).map(lambda n: f"sha256:{n:064x}")
-NAMES = st.text(alphabet="abcxyz019-._", min_size=1, max_size=20)
+NAMES = st.from_regex(SERVED_NAME_PATTERN, fullmatch=True).filter(lambda name: len(name) <= 63)
 SETS = st.builds(
     DesiredSet,
     sequence=st.integers(0, 1 << 50),

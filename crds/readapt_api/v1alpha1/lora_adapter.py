@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from readapt_api import bounds
 from readapt_api.artifacts import Origin
 from readapt_api.conditions import Condition
-from readapt_api.contract import Contract, Digest, Name
+from readapt_api.contract import Contract, Digest, Name, ServedName
 from readapt_api.v1alpha1.shared import NAME_RULE, BaseModelRef, ObjectMeta, Source, map_list
 
 
@@ -153,8 +153,8 @@ class LoRAAdapterSpec(Contract):
         )
     )
     base_model_ref: BaseModelRef = Field(json_schema_extra=bounds.cel(("self == oldSelf", "baseModelRef is immutable")))
-    served_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")] | None = (
-        Field(default=None, max_length=63, description="What clients send as `model`; otherwise metadata.name.")
+    served_name: ServedName | None = Field(
+        default=None, description="What clients send as `model`; otherwise metadata.name."
     )
     source: AdapterOrCheckpoint
     data: Data | None = Field(default=None, description="Without data an adapter cannot be moved to another version.")

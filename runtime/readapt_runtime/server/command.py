@@ -10,6 +10,7 @@ import typer
 
 from readapt_api.bounds import RANK
 from readapt_runtime.server.limits import BadLimits, Limits, parse_memory
+from readapt_runtime.server.names import require_name
 
 _Adapters = Annotated[
     list[str] | None, typer.Option(metavar="NAME=DIR", help="A PEFT adapter and its model id; repeatable.")
@@ -64,7 +65,7 @@ def serve(
     log_as_json()
     options = Options(
         base=base,
-        served_name=served_name or base.resolve().name,
+        served_name=served_name or require_name("--base (name the model with --served-name)", base.resolve().name),
         host=host,
         port=port,
         admin_port=admin_port,
@@ -90,7 +91,8 @@ def serve(
 
 
 def parse_adapters(given: list[str]) -> dict[str, Path]:
-    """``NAME=DIR`` of each ``--adapter``; raises BadLimits for another form and for a name that comes twice."""
+    """``NAME=DIR`` of each ``--adapter``; raises BadLimits for another form or a name that comes twice,
+    BadName."""
     adapters: dict[str, Path] = {}
     for text in given:
         name, equals, folder = text.partition("=")
@@ -98,5 +100,5 @@ def parse_adapters(given: list[str]) -> dict[str, Path]:
             raise BadLimits(f"--adapter {text!r}: NAME=DIR is needed")
         if name in adapters:
             raise BadLimits(f"--adapter: the name {name!r} comes twice")
-        adapters[name] = Path(folder)
+        adapters[require_name("--adapter", name)] = Path(folder)
     return adapters

@@ -23,6 +23,7 @@ from readapt_runtime.model.config import DecoderConfig, read_config
 from readapt_runtime.model.decoder import Decoder
 from readapt_runtime.model.weights import load_weights
 from readapt_runtime.server.limits import Limits
+from readapt_runtime.server.names import require_name
 from readapt_runtime.server.registration import FolderSource, Packing, Source, StoreSource, folder_digest
 from readapt_runtime.server.tokens import Tokens
 from readapt_runtime.store import Store
@@ -58,6 +59,8 @@ class Options:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        require_name("--served-name", self.served_name)
+        require_name("--revision", self.revision)
         if self.adapters and (self.set_dir or self.store):
             raise BadOptions("--adapter names folders, --set-dir and --store name variants: use one or the other")
         if self.set_dir and not self.store:

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from readapt_api.digest import digest_of
+from readapt_api.serving import DesiredAdapter
 from readapt_runtime.server.command import parse_adapters
 from readapt_runtime.server.limits import BadLimits, Limits, parse_memory
+from readapt_runtime.server.names import BadName
 from readapt_runtime.server.startup import BadOptions, Options, build
 from readapt_testing.serving import serving
 from readapt_testing.tiny_engine import Tiny
@@ -55,6 +58,25 @@ def test_adapters_are_name_and_folder() -> None:
     for bad in (["a"], ["=x"], ["a="], ["a=x", "a=y"]):
         with pytest.raises(BadLimits):
             parse_adapters(bad)
+
+
+@pytest.mark.parametrize("name", ["ключ", "a\nX-Evil: 1", "a b", "-a", "a.", "é", "x" * 64, "a/b"], ids=repr)
+def test_names_that_no_header_can_carry_are_refused(name: str) -> None:
+    """The pattern is that of ``servedName`` in the resource."""
+    with pytest.raises(BadName, match=r"--adapter: .* is no name; allowed are 1 to 63 of A-Z"):
+        parse_adapters([f"{name}=/x"])
+    with pytest.raises(BadName, match="--served-name"):
+        Options(base=BASE, served_name=name)
+    with pytest.raises(BadName, match="--revision"):
+        Options(base=BASE, served_name="tiny", revision=name)
+    with pytest.raises(ValidationError):
+        DesiredAdapter(name=name, digest=digest_of("x"))
+
+
+def test_names_of_resources_are_taken() -> None:
+    name = "Qwen2.5-7B_instruct"
+    assert parse_adapters([f"{name}=/x"]) == {name: Path("/x")}
+    assert Options(base=BASE, served_name=name, revision="x" * 63).served_name == name
 
 
 BASE = Path("base")
