@@ -31,7 +31,7 @@ def check_machine() -> None:
     """Refuses before minutes are spent: no root, another engine in use, too little disk. Raises Refused."""
     preflight.require_root()
     preflight.require_no_engine()
-    first_time = bool(binaries.missing(catalog.ALL)) or not _has_dependency_image()
+    first_time = bool(binaries.missing(catalog.CONTROL_PLANE + catalog.NODE)) or not _has_dependency_image()
     disk.require(volumes_root(), _FIRST_SPACE_MB if first_time else _SPACE_MB, "images, models and build caches")
 
 
