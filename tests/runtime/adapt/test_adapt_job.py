@@ -22,7 +22,8 @@ from readapt_api.jobs import (
     GateVerdict,
     Outcome,
 )
-from readapt_runtime.adapt.errors import BadData, Diverged
+from readapt_runtime.adapt.errors import Diverged
+from readapt_runtime.examples import BadData
 from readapt_runtime.jobs.adapt import WrongBase, run
 from readapt_runtime.jobs.drift import run as measure_drift
 from readapt_runtime.lora_format import linear_shapes, read_adapter

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from readapt_runtime.adapt.data import MAX_CHOICES, Example, read_examples, split
-from readapt_runtime.adapt.errors import BadData
+from readapt_runtime.examples import BadData
 
 
 def some(prefix: str, count: int, labels: int = 4) -> list[Example]:
@@ -62,10 +62,10 @@ def test_without_gate_examples_nothing_is_compared() -> None:
     ("line", "message"),
     [
         ("{", "line 2: not JSON"),
-        ("[1]", "line 2: needs the texts"),
-        ('{"prompt": "a"}', "line 2: needs the texts"),
-        ('{"prompt": "a", "completion": 3}', "line 2: needs the texts"),
-        ('{"prompt": "a", "completion": ""}', "line 2: needs the texts"),
+        ("[1]", "line 2: not a JSON object"),
+        ('{"prompt": "a"}', "line 2: needs a text under 'completion'; its keys are"),
+        ('{"prompt": "a", "completion": 3}', "line 2: needs a text under 'completion'"),
+        ('{"prompt": "a", "completion": " "}', "line 2: needs a text under 'completion'"),
     ],
 )
 def test_malformed_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
@@ -80,7 +80,7 @@ def test_malformed_lines_are_named(tmp_path: Path, line: str, message: str) -> N
     [
         ('{"prompt": "Grüße", "completion": "x"}'.encode("latin-1"), "train.jsonl line 2: not JSON in UTF-8"),
         (b"[" * 100_000, "train.jsonl line 2: not JSON"),
-        (rb'{"prompt": "\ud800", "completion": "x"}', "train.jsonl line 2: holds half a surrogate pair"),
+        (rb'{"prompt": "\ud800", "completion": "x"}', "train.jsonl line 2: 'prompt' holds half a surrogate pair"),
     ],
     ids=["Latin-1", "deeply nested", "half a surrogate pair"],
 )

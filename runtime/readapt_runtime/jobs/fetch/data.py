@@ -7,26 +7,18 @@ differ in field names or white space alone are one data set.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from readapt_api.artifacts import ArtifactKind
 from readapt_api.digest import canonical_json
-from readapt_api.errors import Terminal
 from readapt_api.jobs import FetchOutcome, FetchRequest, FetchSource
+from readapt_runtime.examples import BadData, read_pairs
 from readapt_runtime.jobs.fetch.source import SourceChanged, hash_source
 from readapt_runtime.progress import Log
 from readapt_runtime.store import Store
 
 REQUIRED = ("train", "validation")
 OPTIONAL = ("test",)
-_MAX_LINE = 1 << 20
-_MAX_EXAMPLES = 2_000_000
-
-
-class BadData(Terminal):
-    """A split is missing, or a line of it is no example."""
 
 
 def fetch_data(request: FetchRequest, store: Store, log: Log) -> FetchOutcome:
@@ -61,7 +53,7 @@ def _normalise(source: FetchSource, target: Path, request: FetchRequest) -> int:
     path = _the_file(source)
     count = 0
     with target.open("wb") as stream:
-        for prompt, completion in _examples(path, source, request.prompt_field, request.completion_field):
+        for prompt, completion in read_pairs(path, source.uri, request.prompt_field, request.completion_field):
             stream.write(canonical_json({"completion": completion, "prompt": prompt}) + b"\n")
             count += 1
     if not count:
@@ -80,35 +72,3 @@ def _the_file(source: FetchSource) -> Path:
     if named.is_file():
         return named
     raise BadData(f"{source.uri}: a folder without {named.name}")
-
-
-def _examples(path: Path, source: FetchSource, prompt: str, completion: str) -> Iterator[tuple[str, str]]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE + 1), b""), start=1):
-            where = f"{source.uri} line {number}"
-            if number > _MAX_EXAMPLES or len(line) > _MAX_LINE:
-                raise BadData(f"{where}: more than {_MAX_EXAMPLES} lines, or one longer than {_MAX_LINE} bytes")
-            if line.strip():
-                row = _parse(line, where)
-                yield _text(row, prompt, where), _text(row, completion, where)
-
-
-def _parse(line: bytes, where: str) -> dict[str, object]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadData(f"{where}: not JSON in UTF-8: {str(error)[:120]}") from error
-    if not isinstance(row, dict):
-        raise BadData(f"{where}: not a JSON object")
-    return row
-
-
-def _text(row: dict[str, object], field: str, where: str) -> str:
-    value = row.get(field)
-    if not isinstance(value, str) or not value.strip():
-        raise BadData(f"{where}: needs a text under {field!r}; its keys are {sorted(row)[:8]}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadData(f"{where}: {field!r} holds half a surrogate pair") from None
-    return value
