@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -197,3 +199,10 @@ def test_what_the_kernels_cannot_read_is_refused() -> None:
         CpuKernels(torch.float16)
     with pytest.raises(BadLayout, match="48 elements"):
         KvLayout(4, 2, 48, 0)
+
+
+def test_loading_leaves_the_processor_s_arithmetic_as_it_is() -> None:
+    """A library linked with -ffast-math would turn denormal numbers into zeros in the whole process."""
+    script = "from readapt_kernels.cpu.library import load; print(load() is not None, float('5e-324') * float('1') > 0)"
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["True", "True"]

@@ -230,7 +230,24 @@ def _rows(factors: LinearFactors | None, fused: FusedLinear) -> LinearRows | Non
 
 
 def test_an_image_of_the_runtime_is_read_where_it_lies() -> None:
-    config = DecoderConfig("llama", 576, 1536, 2, 9, 3, 64, 260, 512, 1e-5, True, Rotary((1.0,), 1.0))
+    config = DecoderConfig(
+        "llama",
+        576,
+        1536,
+        2,
+        9,
+        3,
+        64,
+        260,
+        512,
+        1e-5,
+        True,
+        Rotary((1.0,), 1.0),
+        (True,) * 2,
+        frozenset(),
+        False,
+        None,
+    )
     generator = torch.Generator().manual_seed(1)
 
     def module(name: str, rank: int) -> Factors:

@@ -17,10 +17,19 @@ import tempfile
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
-# -fno-finite-math-only: NaN must come through. The OpenMP runtime is the one that torch has loaded.
+# No -ffast-math: at link time it would switch denormal numbers off for the whole process.
+# The OpenMP runtime is the one that torch has loaded.
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
-    *("-ffast-math", "-fno-finite-math-only", "-Wall", "-Werror", "-Wno-psabi", "-nodefaultlibs"),
+    *(
+        "-ffp-contract=fast",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-Wall",
+        "-Werror",
+        "-Wno-psabi",
+        "-nodefaultlibs",
+    ),
 )
 LEVELS = {"AVX512": ("-march=x86-64-v4",), "AVX2": ("-march=x86-64-v3",), "DEFAULT": ()}
 """By the names of ``torch.backends.cpu.get_cpu_capability()``."""

@@ -70,7 +70,7 @@ inline float sum(f32x16 v) {
   return v[0];
 }
 
-// All ones where a lane is NaN or infinite: by its bits, because -ffast-math may take x - x for 0.
+// All ones where a lane is NaN or infinite.
 inline u32x16 not_finite(f32x16 v) {
   u32x16 bits;
   std::memcpy(&bits, &v, sizeof bits);
