@@ -229,8 +229,8 @@ def read_json_object(path: Path, limit: int = 4 << 20) -> dict[str, object]:
     except FileNotFoundError:
         raise BadWeights(f"{path}: no such file") from None
     if len(content) > limit:
-        raise BadWeights(f"{path.name}: larger than {limit} bytes")
-    return _parse_object(content, path.name)
+        raise BadWeights(f"{path}: larger than {limit} bytes")
+    return _parse_object(content, str(path))
 
 
 def _shards(folder: Path) -> Mapping[str, set[str] | None]:

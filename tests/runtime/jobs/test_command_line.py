@@ -104,16 +104,19 @@ def test_a_folder_that_is_not_there_is_named_as_it_was_given(
     monkeypatch.chdir(tmp_path)
     good, data = str(sources / "v1"), str(sources / "train.jsonl")
     adapt = ["adapt", "--old-base", good, "--train", data, "--validation", data]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "config.json").write_text("{")
     for arguments, message in (
         (["extract", "--base", good, "--finetuned", "no/pe", "--rank", "8"], "no/pe: no such folder"),
         (["drift", "--from", good, "--to", "no/pe"], "no/pe: no such folder"),
         (["drift", "--from", good, "--to", "empty"], "empty: no config.json"),
+        (["drift", "--from", good, "--to", "cut"], "cut/config.json: not the JSON"),
         ([*adapt, "--new-base", "no/pe", "--adapter", str(sources / "adapter")], "no/pe: no such folder"),
         ([*adapt, "--new-base", good, "--adapter", "no/pe"], "no/pe/adapter_config.json: no such file"),
     ):
-        (tmp_path / "empty").mkdir(exist_ok=True)
         assert run([*arguments, "--out", "out"]) == 64
-        assert message in capsys.readouterr().err
+        assert f": {message}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("max_rank", ["-1", "0", "513"])
