@@ -12,7 +12,7 @@ from readapt_runtime.engine.engine import Engine, EngineLimits
 from readapt_runtime.engine.pool import PageLayout, PagePool
 from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.adapter_image import pack_adapter
-from readapt_runtime.model.backends import choose_backends, choose_ops
+from readapt_runtime.model.backends import Bounds, choose_backends, choose_ops
 from readapt_runtime.model.config import read_config
 from readapt_runtime.model.decoder import Decoder
 from readapt_runtime.model.weights import load_weights
@@ -27,7 +27,7 @@ def first_difference(base: Path, adapters: list[Path]) -> str:
     ops = choose_ops(config, torch.float32, cpu)
     weights = load_weights(base, config, torch.float32, cpu, ops)
     pool = PagePool(PageLayout.of(config), 1 << 30, torch.float32, cpu)
-    engine = Engine(Decoder(weights, choose_backends(config, ops, pool, 2048)), pool, EngineLimits())
+    engine = Engine(Decoder(weights, choose_backends(config, ops, pool, Bounds())), pool, EngineLimits())
     targets = [None, *adapters] * 2
     prompts = Workload("gate", (), requests=len(targets), prompt_tokens=24).prompts()
     answers: list[list[int]] = [[] for _ in targets]

@@ -13,7 +13,7 @@ from readapt_runtime.engine.engine import Engine, EngineLimits
 from readapt_runtime.engine.pool import PageLayout, PagePool
 from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.adapter_image import pack_adapter
-from readapt_runtime.model.backends import choose_backends, choose_ops
+from readapt_runtime.model.backends import Bounds, choose_backends, choose_ops
 from readapt_runtime.model.config import read_config
 from readapt_runtime.model.decoder import Decoder
 from readapt_runtime.model.weights import load_weights
@@ -28,7 +28,7 @@ def main() -> None:
     ops = choose_ops(config, dtype, cpu)
     weights = load_weights(Path(job.base), config, dtype, cpu, ops)
     pool = PagePool(PageLayout.of(config), POOL_BYTES, dtype, cpu)
-    engine = Engine(Decoder(weights, choose_backends(config, ops, pool, 2048)), pool, EngineLimits())
+    engine = Engine(Decoder(weights, choose_backends(config, ops, pool, Bounds())), pool, EngineLimits())
     variants = []
     for index, folder in enumerate(job.adapters):
         adapter = read_adapter(Path(folder), config.module_shapes)

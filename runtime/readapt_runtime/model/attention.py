@@ -91,6 +91,33 @@ def _prompt(first: int, row: Row, device: torch.device) -> _Prompt:
     return _Prompt(rows, pages, visible)
 
 
+class Rotation:
+    """Norms and rotates queries and keys in plain torch, where no kernel does."""
+
+    def __init__(self, config: DecoderConfig, tables: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self._split = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        self._dim, self._eps = config.head_dim, config.rms_norm_eps
+        self._rotates = config.rotary_layers
+        self._tables = tables
+        self._cos = self._sin = torch.empty(0)
+
+    def plan(self, batch: Batch) -> None:
+        self._cos, self._sin = (table[batch.positions].unsqueeze(1) for table in self._tables)
+
+    def run(
+        self, layer: int, qkv: torch.Tensor, norm: QkNorm | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values ``[tokens, heads, dim]`` as views of qkv, changed in place."""
+        q, k, v = torch.split(qkv.view(qkv.shape[0], -1, self._dim), self._split, dim=1)
+        if norm is not None:
+            q.copy_(F.rms_norm(q, norm.q.shape, norm.q, self._eps))
+            k.copy_(F.rms_norm(k, norm.k.shape, norm.k, self._eps))
+        if self._rotates[layer]:
+            q.copy_(rotate(q, self._cos, self._sin))
+            k.copy_(rotate(k, self._cos, self._sin))
+        return q, k, v
+
+
 class TorchAttention:
     """Decode rows together: one gather of their pages and one scaled_dot_product_attention per layer."""
 
@@ -100,15 +127,13 @@ class TorchAttention:
         # query heads that share a KV head are queries of one head here: no copy of K and V per query head
         self._group_size = config.num_heads // config.num_kv_heads
         self._head_dim = config.head_dim
-        self._all_cos, self._all_sin = tables
-        self._rotates, self._eps = config.rotary_layers, config.rms_norm_eps
+        self._rotation = Rotation(config, tables)
         self._prompts = PromptAttention(config, pool)
-        self._cos = self._sin = torch.empty(0)
         self._page_of = self._slot_of = torch.empty(0)
         self._tokens = self._pages = self._visible = torch.empty(0)
 
     def plan(self, batch: Batch) -> None:
-        self._cos, self._sin = (table[batch.positions].unsqueeze(1) for table in (self._all_cos, self._all_sin))
+        self._rotation.plan(batch)
         self._page_of = page_of_tokens(batch)
         self._slot_of = batch.positions % BLOCK_TOKENS
         decode, prompts = by_kind(batch)
@@ -122,18 +147,11 @@ class TorchAttention:
         self._visible = (context[None, :] <= batch.positions[self._tokens][:, None])[:, None, None, :]
 
     def run(self, layer: int, qkv: torch.Tensor, norm: QkNorm | None) -> torch.Tensor:
-        heads, kv_heads, dim = self._kv_heads * self._group_size, self._kv_heads, self._head_dim
-        q, k, v = torch.split(qkv.view(qkv.shape[0], -1, dim), [heads, kv_heads, kv_heads], dim=1)
-        if norm is not None:
-            q.copy_(F.rms_norm(q, norm.q.shape, norm.q, self._eps))
-            k.copy_(F.rms_norm(k, norm.k.shape, norm.k, self._eps))
-        if self._rotates[layer]:
-            q.copy_(rotate(q, self._cos, self._sin))
-            k.copy_(rotate(k, self._cos, self._sin))
+        q, k, v = self._rotation.run(layer, qkv, norm)
         keys, values = self._pool.kv(layer)
         keys[self._page_of, self._slot_of] = k
         values[self._page_of, self._slot_of] = v
-        out = torch.empty(qkv.shape[0], heads * dim, dtype=qkv.dtype, device=qkv.device)
+        out = torch.empty(qkv.shape[0], q.shape[1] * q.shape[2], dtype=qkv.dtype, device=qkv.device)
         if len(self._tokens):
             out[self._tokens] = self._decode(q[self._tokens], keys, values)
         self._prompts.run(layer, qkv, out)

@@ -42,14 +42,38 @@ def choose_ops(config: DecoderConfig, dtype: torch.dtype, device: torch.device) 
     return TorchOps(config.rms_norm_eps)
 
 
-def choose_backends(config: DecoderConfig, ops: Ops, pool: PagePool, max_model_len: int) -> Backends:
-    """Attention and LoRA to go with ``ops``, over ``pool``.
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What static buffers are sized for."""
 
-    Raises UnsupportedModel where a sliding window would matter within ``max_model_len``.
+    max_model_len: int = 2048
+    max_batch_tokens: int = 2048
+    max_running: int = 256
+    max_rank: int = 64
+
+
+def choose_backends(config: DecoderConfig, ops: Ops, pool: PagePool, bounds: Bounds) -> Backends:
+    """Attention and LoRA to go with ``ops``, over ``pool``: Triton's on a GPU, compiled ones on a CPU, else torch.
+
+    Raises UnsupportedModel where a sliding window would matter within the model length.
     """
-    config.require_length(max_model_len)
+    config.require_length(bounds.max_model_len)
     like = torch.empty(0, dtype=pool.dtype, device=pool.device)
-    tables = rotary_tables(config.rotary, max_model_len, like)
+    tables = rotary_tables(config.rotary, bounds.max_model_len, like)
+    if pool.device.type == "cuda":
+        return triton_backends(config, ops, pool, bounds)
     if isinstance(ops, CpuOps) and pool.order is PageOrder.LAYER_MAJOR:
         return Backends(ops, CpuAttention(config, pool, tables, ops.kernels), CpuLora(config, pool, ops.kernels))
     return Backends(ops, TorchAttention(config, pool, tables), TorchLora(pool))
+
+
+def triton_backends(config: DecoderConfig, ops: Ops, pool: PagePool, bounds: Bounds) -> Backends:
+    """For a GPU, or for a CPU under Triton's interpreter; pages must be the slow index of the pool."""
+    from readapt_runtime.model.triton_attention import TritonAttention
+    from readapt_runtime.model.triton_lora import TritonLora
+
+    like = torch.empty(0, dtype=pool.dtype, device=pool.device)
+    tables = rotary_tables(config.rotary, bounds.max_model_len, like)
+    tokens, running = bounds.max_batch_tokens, bounds.max_running
+    attention = TritonAttention(config, pool, tables, tokens, running, bounds.max_model_len)
+    return Backends(ops, attention, TritonLora(config, pool, tokens, running, bounds.max_rank))

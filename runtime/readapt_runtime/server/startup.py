@@ -18,7 +18,7 @@ from readapt_api.errors import Terminal
 from readapt_api.serving import DesiredAdapter, DesiredSet
 from readapt_runtime.engine.engine import Engine, EngineLimits
 from readapt_runtime.engine.pool import PageLayout, PagePool
-from readapt_runtime.model.backends import choose_backends, choose_ops
+from readapt_runtime.model.backends import Bounds, choose_backends, choose_ops
 from readapt_runtime.model.config import DecoderConfig, read_config
 from readapt_runtime.model.decoder import Decoder
 from readapt_runtime.model.weights import load_weights
@@ -104,7 +104,8 @@ def build(options: Options) -> Machinery:
         weights = load_weights(options.base, config, dtype, device, ops)
     with _stage("allocate pool"):
         pool = PagePool(PageLayout.of(config), limits.pool_bytes, dtype, device)
-    decoder = Decoder(weights, choose_backends(config, ops, pool, limits.max_model_len))
+    bounds = Bounds(limits.max_model_len, limits.max_batch_tokens, limits.max_in_flight, limits.max_rank)
+    decoder = Decoder(weights, choose_backends(config, ops, pool, bounds))
     engine = Engine(decoder, pool, EngineLimits(limits.max_batch_tokens, limits.max_in_flight))
     packing = Packing(config, pool.layout.elements, dtype, limits.max_rank)
     with _stage("digest adapters"):

@@ -13,7 +13,7 @@ from readapt_runtime.engine.engine import Engine, EngineLimits
 from readapt_runtime.engine.pool import PageLayout, PageOrder, PagePool
 from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.adapter_image import pack_adapter
-from readapt_runtime.model.backends import choose_backends, choose_ops
+from readapt_runtime.model.backends import Backends, Bounds, choose_backends, choose_ops
 from readapt_runtime.model.config import DecoderConfig, read_config
 from readapt_runtime.model.decoder import Decoder
 from readapt_runtime.model.weights import load_weights
@@ -54,14 +54,17 @@ class Tiny:
         order: PageOrder | None = None,
         clock: Callable[[], float] = lambda: 0.0,
         max_model_len: int = 512,
+        backends: Callable[..., Backends] = choose_backends,
     ) -> Engine:
         layout = PageLayout.of(self.config)
         pool = PagePool(layout, num_pages * layout.page_bytes(torch.float32), torch.float32, CPU, order)
         pool.pages.fill_(float("nan"))  # whatever is read before it is written shows
         ops = choose_ops(self.config, torch.float32, CPU)
         weights = load_weights(self.base, self.config, torch.float32, CPU, ops)
-        decoder = Decoder(weights, choose_backends(self.config, ops, pool, max_model_len))
-        return Engine(decoder, pool, limits or EngineLimits(), clock)
+        limits = limits or EngineLimits()
+        bounds = Bounds(max_model_len, limits.max_batch_tokens, limits.max_running)
+        decoder = Decoder(weights, backends(self.config, ops, pool, bounds))
+        return Engine(decoder, pool, limits, clock)
 
 
 def build_tiny(root: Path) -> Tiny:
