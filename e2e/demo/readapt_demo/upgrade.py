@@ -91,9 +91,10 @@ class Show:
         told: set[str] = set()
         while True:
             for line in self.kubectl.job_progress():
-                if line not in told:
+                words, _, _ = line.partition(" (")
+                if words not in told:
                     self.say(line)
-                    told.add(line)
+                    told.add(words)
             overview = self.kubectl.overview()
             if _without_age(overview) != seen:
                 self.say("kubectl get rbm,rla\n" + overview)
