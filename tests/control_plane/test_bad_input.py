@@ -20,7 +20,7 @@ from readapt_testing.plugin import fresh_namespace
 from readapt_testing.service_dialer import ServiceDialer
 from readapt_testing.world import ADAPTER, BASE, MODELS_CLAIM, World
 
-pytestmark = [pytest.mark.control_plane, pytest.mark.fault]
+pytestmark = pytest.mark.control_plane
 
 BAD_VERSIONS = {
     "missing": "nothing there",
