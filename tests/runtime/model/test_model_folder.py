@@ -22,6 +22,7 @@ from readapt_runtime.model.rotary import rotary_tables
 from readapt_runtime.model.weights import load_weights
 from readapt_runtime.safe_tensors import BadWeights
 from readapt_testing.tiny_engine import CPU, Tiny, ask, run_to_idle
+from readapt_testing.tiny_families import LLAMA3
 
 EMPTY = torch.empty(0)
 
@@ -34,14 +35,6 @@ class Kept(TorchOps):
 
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 5e5,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 ROPES = {
     "default": {"rope_type": "default", "rope_theta": 1e4},
     "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import httpx
 import pytest
 import torch
 
 from readapt_api.errors import EXIT_BUG
+from readapt_cluster.waiting import until
 from readapt_runtime.server.startup import Options
 from readapt_testing.serving import serving
 from readapt_testing.tiny_engine import Tiny
@@ -35,13 +34,13 @@ def test_an_engine_that_dies_answers_with_an_error_and_ends_the_process(
             assert "[DONE]" not in answer.text
         else:
             assert answer.status_code == 503
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
+
+        def gone() -> bool:
             try:
                 assert httpx.get(f"{server.serving}/healthz").status_code == 500
             except httpx.TransportError:
-                break
-            time.sleep(0.01)
-        else:
-            pytest.fail("the server still answers 20 s after its engine died")
+                return True
+            return False
+
+        assert until(gone, 20, every_s=0.01), "the server still answers 20 s after its engine died"
     assert server.exit_code == EXIT_BUG

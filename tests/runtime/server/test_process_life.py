@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from readapt_cluster.waiting import until
 from readapt_testing.serving import COMMAND, serve_process
 from readapt_testing.tiny_engine import Tiny
 
@@ -103,12 +103,8 @@ def test_an_idle_server_leaves_at_once(started: tuple[subprocess.Popen[str], dic
         socket.create_connection((str(address.hostname), address.port or 0), timeout=5)
 
 
-def _wait(condition: object, seconds: float = 60.0) -> None:
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.01)
+def _wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    assert until(condition, seconds, every_s=0.01), "not in time"
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
