@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from readapt_runtime.engine.core import Variant
-from readapt_runtime.engine.engine import Engine, EngineLimits
+from readapt_runtime.engine.engine import Engine
+from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageLayout, PagePool
 from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.adapter_image import pack_adapter

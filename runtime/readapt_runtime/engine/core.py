@@ -17,7 +17,8 @@ import torch
 
 from readapt_api.contract import Digest
 from readapt_api.errors import ReadaptError, Terminal, Transient
-from readapt_runtime.engine.pool import Entry, kv_pages
+from readapt_runtime.engine.pool import Entry
+from readapt_runtime.engine.worth import Heat
 from readapt_runtime.model.adapter_image import AdapterImage
 
 
@@ -27,6 +28,10 @@ class RequestTooLarge(Terminal):
 
 class DeadlineExceeded(Transient):
     """The request was not finished by its deadline."""
+
+
+class DeadlineUnreachable(Transient):
+    """The first token can no longer come in time; nothing was computed."""
 
 
 class NonFiniteLogits(Terminal):
@@ -80,6 +85,7 @@ class Failure:
 Event = Token | Scores | Failure
 
 _variant_numbers = count(1)
+_arrivals = count(1)
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -103,6 +109,14 @@ class Request:
     variant: Variant | None = None
     deadline: float = math.inf
     """On the engine's clock, in seconds."""
+    first_token_by: float = math.inf
+    """Likewise; a request that can no longer make it is refused while it waits."""
+    tenant: str = ""
+    """Prefixes are shared within a tenant only."""
+    account: str = ""
+    """What is served is shared out evenly between the accounts that wait."""
+    priority: int = 0
+    """Larger ones are admitted first and preempted last."""
     score_ids: tuple[int, ...] = ()
     """Not empty: a scoring request. All but the last prompt token are prefilled, the last one is decoded."""
 
@@ -123,15 +137,61 @@ class ResidentAdapter:
 
 
 @dataclass(eq=False, slots=True)
+class Root:
+    """Where the cached prefixes of one generation and tenant begin."""
+
+    variant: Variant | None
+    tenant: str
+    children: dict[tuple[int, ...], Block] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """Keys and values of up to 16 tokens."""
+
+    entry: Entry
+    seconds_per_page: float
+    users: int = 1
+    heat: Heat = field(default_factory=Heat)
+    # set when it is cached
+    root: Root | None = None
+    parent: Block | Root | None = None
+    tokens: tuple[int, ...] = ()
+    children: dict[tuple[int, ...], Block] = field(default_factory=dict)
+
+    @property
+    def page(self) -> int:
+        return self.entry.pages[0]
+
+
+@dataclass(eq=False, slots=True)
+class BlockTable:
+    """The blocks of one sequence, in order."""
+
+    blocks: list[Block]
+    pages: list[int]
+    """Of the blocks."""
+    num_cached: int
+    """Blocks at the beginning that are in the prefix cache."""
+    extends_cache: bool = True
+    """Off once an equal block of another sequence was there first: what follows is not cached."""
+
+
+@dataclass(eq=False, slots=True)
 class Sequence:
     """A request in the engine."""
 
     request: Request
     tokens: list[int]
-    # set by the scheduler at admission
-    kv: Entry | None = None
+    arrival: int = field(default_factory=lambda: next(_arrivals))
+    # set while it waits: since when it is its turn and pages are missing
+    blocked_since: float | None = None
+    # set at admission, taken back when it is preempted
+    kv: BlockTable | None = None
     adapter: ResidentAdapter | None = None
-    # advanced when a step settles: tokens whose keys and values are in the pool
+    # counted by the scheduler
+    preemptions: int = 0
+    # set at admission and advanced when a step settles: tokens whose keys and values are in the pool
     computed: int = 0
     # set by the sampler on the first random draw
     generator: torch.Generator | None = None
@@ -146,9 +206,13 @@ class Sequence:
         return self.pending == 1 and self.computed > 0
 
     @property
-    def pages_wanted(self) -> int:
-        """KV pages for the longest answer."""
-        return kv_pages(self.request.max_length)
+    def standing(self) -> tuple[int, int]:
+        """Smaller ones keep their pages when larger ones are preempted: by priority, then by arrival."""
+        return -self.request.priority, self.arrival
+
+    @property
+    def has_answered(self) -> bool:
+        return len(self.tokens) > len(self.request.prompt)
 
     def next_count(self, budget: int) -> int:
         """How many pending tokens the next step takes."""

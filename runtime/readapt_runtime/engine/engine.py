@@ -6,9 +6,10 @@ In: requests. Out: events on each request's ``emit``. It knows no threads and no
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Executor
 from itertools import chain
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from readapt_api.errors import ReadaptError
 from readapt_runtime.engine.core import (
     Batch,
     DeadlineExceeded,
+    DeadlineUnreachable,
     Event,
     Failure,
     FinishReason,
@@ -29,8 +31,10 @@ from readapt_runtime.engine.core import (
     Token,
     Variant,
 )
+from readapt_runtime.engine.limits import EngineLimits
+from readapt_runtime.engine.memory import Memory
+from readapt_runtime.engine.pace import Pace
 from readapt_runtime.engine.pool import PagePool
-from readapt_runtime.engine.residency import Residency
 from readapt_runtime.engine.sampler import sample
 from readapt_runtime.engine.scheduler import Scheduler
 
@@ -47,49 +51,66 @@ class Model(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    max_batch_tokens: int = 2048
-    """Tokens of one step."""
-    max_running: int = 256
-    """Sequences that run at once."""
-
-
 class Engine:
     """See the module; not thread-safe."""
 
     def __init__(
-        self, model: Model, pool: PagePool, limits: EngineLimits, clock: Callable[[], float] = time.monotonic
+        self,
+        model: Model,
+        pool: PagePool,
+        limits: EngineLimits,
+        clock: Callable[[], float] = time.monotonic,
+        executor: Executor | None = None,
     ) -> None:
+        """``executor`` loads adapters beside the steps; without one they are loaded within them."""
         self._model = model
         self._clock = clock
+        self._pace = Pace()
         self.pool = pool
-        self.residency = Residency(pool)
-        self.scheduler = Scheduler(pool, self.residency, limits.max_batch_tokens, limits.max_running)
+        self.memory = Memory(pool, limits.costs, clock, executor, lambda: self.wake())
+        self.scheduler = Scheduler(self.memory, limits, clock)
         self.forward_passes = 0
+        self.wake: Callable[[], None] = lambda: None
+        """Called on another thread when a load has ended; set by who waits for that."""
 
-    def step(self) -> None:
-        """Moves every running sequence on by one token, or by a stretch of its prompt."""
+    def step(self) -> bool:
+        """Moves every running sequence on by one token, or by a stretch of its prompt; False when none could move."""
         self._admit()
         rows = self.scheduler.schedule()
-        if rows:
-            batch = Batch.of(rows, self.pool.device)
-            logits = self._run(batch)
-            self._settle(batch, logits)
+        if not rows:
+            return False
+        batch = Batch.of(rows, self.pool.device)
+        self._settle(batch, self._run(batch))
+        return True
 
     def _admit(self) -> None:
+        self._refuse_late()
+        for variant, error in self.memory.settle_loads(self._wanted):
+            for seq in [seq for seq in self.scheduler.waiting if seq.request.variant is variant]:
+                self._fail(seq, error)
+        self.scheduler.admit_waiting()
+
+    def _refuse_late(self) -> None:
         now = self._clock()
         for seq in [s for s in self._sequences() if s.request.deadline <= now]:
             self._fail(seq, DeadlineExceeded("the request was not finished by its deadline"))
-        self.scheduler.admit_waiting()
+        for seq in [s for s in self.scheduler.waiting if not s.has_answered and s.request.first_token_by < math.inf]:
+            if now + self._pace.seconds(self.memory.uncached(seq)) > seq.request.first_token_by:
+                self._fail(seq, DeadlineUnreachable("the first token can no longer come in time"))
+
+    def _wanted(self) -> set[Variant]:
+        return {seq.request.variant for seq in self.scheduler.waiting if seq.request.variant is not None}
 
     def _run(self, batch: Batch) -> torch.Tensor:
         self.forward_passes += 1
-        return self._model.forward(batch)
+        start = self._clock()
+        logits = self._model.forward(batch)
+        self._pace.note(sum(row.count for row in batch.rows if row.count > 1), self._clock() - start)
+        return logits
 
     def _settle(self, batch: Batch, logits: torch.Tensor) -> None:
         for row in batch.rows:
-            row.seq.computed += row.count
+            self.scheduler.settle(row)
         rows, logits, best = self._sound(batch.sampling_rows, logits)
         if not rows:
             return
@@ -115,6 +136,7 @@ class Engine:
 
     def _append(self, seq: Sequence, token: int) -> None:
         seq.tokens.append(token)
+        self.scheduler.waiting.charge_answer(seq)
         sampling = seq.request.sampling
         finish = None
         if token in sampling.stop_ids:
@@ -150,8 +172,8 @@ class Engine:
             self.scheduler.retire(seq)
 
     def forget(self, variant: Variant) -> None:
-        """See ``Residency.forget``."""
-        self.residency.forget(variant)
+        """See ``Memory.forget``."""
+        self.memory.forget(variant)
 
     def abort(self, error: ReadaptError) -> None:
         """Answers everything that is here with ``error``."""

@@ -7,13 +7,14 @@ The free list lives on the host; nothing here synchronises with a device.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 import torch
 
 from readapt_api.errors import Terminal, Transient
+from readapt_runtime.engine.free_pages import FreePages
 from readapt_runtime.model.config import DecoderConfig
 
 BLOCK_TOKENS = 16
@@ -72,7 +73,7 @@ class Entry:
 
     @property
     def consecutive(self) -> bool:
-        return all(b == a + 1 for a, b in zip(self.pages, self.pages[1:], strict=False))
+        return all(b == a + 1 for a, b in pairwise(self.pages))
 
 
 class PagePool:
@@ -95,8 +96,9 @@ class PagePool:
             raise PoolTooSmall(f"{memory_bytes} bytes hold no page of {layout.page_bytes(dtype)} bytes")
         self._bytes = torch.empty(self.num_pages * layout.page_bytes(dtype), dtype=torch.uint8, device=device)
         self.pages = self._view()
-        self._free = list(range(self.num_pages))  # sorted, so that runs are found
+        self._free = FreePages(self.num_pages)
         self._entries: set[Entry] = set()
+        self._used = dict.fromkeys(PageKind, 0)
 
     def _view(self) -> torch.Tensor:
         typed = self._bytes.view(self.dtype)
@@ -106,44 +108,35 @@ class PagePool:
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return self._free.count
 
     def pages_used(self, kind: PageKind) -> int:
-        return sum(len(e.pages) for e in self._entries if e.kind is kind)
+        return self._used[kind]
 
     def can_allocate(self, count: int) -> bool:
-        return count <= len(self._free)
+        return count <= self._free.count
 
     def allocate(self, kind: PageKind, count: int) -> Entry:
-        """``count`` pages, consecutive where a run is free; raises PoolExhausted and changes nothing otherwise.
+        """``count`` pages, neighbours where an adapter finds a run; raises PoolExhausted and changes nothing otherwise.
 
-        KV pages are zeroed: attention reads whole blocks and masks the tail, and a masked NaN is still a NaN.
+        What the pages held before is still in them: whoever reads a block stops at its last written token.
         """
         if not self.can_allocate(count):
-            raise PoolExhausted(f"{count} pages wanted, {len(self._free)} free")
-        start = self._find_run(count)
-        taken = tuple(self._free[start : start + count])
-        del self._free[start : start + count]
-        entry = Entry(kind, taken)
+            raise PoolExhausted(f"{count} pages wanted, {self.num_free} free")
+        run = self._free.take_run(count) if kind is PageKind.ADAPTER else None
+        entry = Entry(kind, tuple(self._free.take(count) if run is None else run))
         self._entries.add(entry)
-        if kind is PageKind.KV and taken:
-            self.pages[list(taken)] = 0
+        self._used[kind] += count
         return entry
-
-    def _find_run(self, count: int) -> int:
-        """The index in the free list where ``count`` consecutive pages start, or 0 when there is no such run."""
-        for i in range(len(self._free) - count + 1):
-            if count == 0 or self._free[i + count - 1] == self._free[i] + count - 1:
-                return i
-        return 0
 
     def release(self, entry: Entry) -> None:
         """Gives the pages back; an entry is released once."""
         if entry not in self._entries:
             raise PoolCorrupt(f"released twice or never allocated: {entry}")
         self._entries.remove(entry)
+        self._used[entry.kind] -= len(entry.pages)
         for page in entry.pages:
-            insort(self._free, page)
+            self._free.put(page)
 
     def kv(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of the keys and of the values of a layer, ``[num_pages, block tokens, kv heads, head dim]``.
@@ -168,18 +161,25 @@ class PagePool:
             return self.pages[first : first + len(entry.pages), layer].view(-1)
         return self.pages[list(entry.pages), layer].reshape(-1)
 
+    def write(self, entry: Entry, pages: torch.Tensor) -> None:
+        """Copies host pages ``[len(entry.pages), num_layers, elements]`` into the entry's."""
+        first = entry.pages[0]
+        if entry.consecutive:
+            self.pages[first : first + len(entry.pages)].copy_(pages)
+        else:
+            for page, content in zip(entry.pages, pages, strict=True):
+                self.pages[page].copy_(content)
+
     def check(self) -> None:
         """Free + KV + adapters = total, and no page has two owners; raises PoolCorrupt."""
         owned = [page for entry in self._entries for page in entry.pages]
-        everything = sorted(owned + self._free)
-        if everything != list(range(self.num_pages)):
-            raise PoolCorrupt(f"{len(self._free)} free + {len(owned)} owned pages do not make up {self.num_pages}")
-        if any(a >= b for a, b in zip(self._free, self._free[1:], strict=False)):
-            raise PoolCorrupt("the free list is not sorted")
-
-    def is_free(self, page: int) -> bool:
-        at = bisect_left(self._free, page)
-        return at < len(self._free) and self._free[at] == page
+        if sorted([*owned, *self._free]) != list(range(self.num_pages)):
+            raise PoolCorrupt(f"{self.num_free} free + {len(owned)} owned pages do not make up {self.num_pages}")
+        if sum(self._used.values()) != len(owned):
+            raise PoolCorrupt(f"{self._used} pages are counted as used, {len(owned)} are")
+        runs = self._free.runs
+        if any(a.stop >= b.start for a, b in pairwise(runs)):
+            raise PoolCorrupt("free runs that touch were not merged")
 
 
 def kv_pages(num_tokens: int) -> int:

@@ -1,90 +1,186 @@
-"""Which variants are in the pool now: acquired by sequences, evicted when nobody uses them and pages are wanted.
+"""Which variants are in the pool: loaded beside the steps, used by sequences, dropped when their pages are worth more.
 
-In: variants (host images). Out: ``ResidentAdapter`` for the batch. Runs on the engine's thread only.
+    absent --load--> loading --settle--> resident (used | idle) --evict--> absent
+
+In: variants, whose images are read from memory or disk. Out: ``ResidentAdapter`` for the batch. Reading and copying
+run in the executor; everything else runs on the engine's thread, which never waits for a load. An adapter that is
+being loaded cannot be evicted, so a load always has its pages to itself.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
-from weakref import WeakSet
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
 
 import torch
 
+from readapt_api.errors import ReadaptError
 from readapt_runtime.engine.core import ResidentAdapter, Variant
-from readapt_runtime.engine.pool import Entry, PageKind, PageOrder, PagePool
+from readapt_runtime.engine.pool import Entry, PageKind, PageOrder, PagePool, PoolCorrupt
+from readapt_runtime.engine.worth import Evictions, Heat
 
 
 @dataclass(eq=False, slots=True)
-class _Slot:
+class Slot:
+    """The pages of one variant."""
+
     adapter: ResidentAdapter
+    seconds_per_page: float
     users: int = 0
+    heat: Heat = field(default_factory=Heat)
+    load: Future[None] | None = None
+    """None once the pages are filled."""
+
+    @property
+    def variant(self) -> Variant:
+        return self.adapter.variant
+
+    @property
+    def num_pages(self) -> int:
+        return len(self.adapter.entry.pages)
+
+    @property
+    def is_idle(self) -> bool:
+        return self.load is None and self.users == 0
 
 
 class Residency:
-    """Reference counts and least-recently-used eviction of adapter pages."""
+    """See the module; whose cached blocks are still there is asked by ``has_blocks``."""
 
-    def __init__(self, pool: PagePool) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        evictions: Evictions,
+        adapter_s: float,
+        has_blocks: Callable[[Variant], bool],
+        executor: Executor | None,
+        wake: Callable[[], None],
+    ) -> None:
+        """Without an executor ``load`` copies at once; else ``wake`` is called, on another thread, when one ends."""
         self._pool = pool
-        self._slots: OrderedDict[Variant, _Slot] = OrderedDict()  # least recently used first
-        self._forgotten: WeakSet[Variant] = WeakSet()  # also of variants whose sequences are still waiting
+        self._evictions = evictions
+        self._adapter_s = adapter_s
+        self._has_blocks = has_blocks
+        self._executor = executor
+        self._wake = wake
+        self._slots: dict[Variant, Slot] = {}
+        self.idle_pages = 0
+        """Of resident variants that no sequence uses."""
+        self.loads = 0
+        self.evicted = 0
 
-    def pages_wanted(self, variant: Variant | None) -> int:
-        """Pages that ``acquire`` would take: none for the base and for what is resident."""
-        return 0 if variant is None or variant in self._slots else variant.image.num_pages
+    def is_resident(self, variant: Variant) -> bool:
+        slot = self._slots.get(variant)
+        return slot is not None and slot.load is None
 
-    def reclaimable(self, spare: Variant | None) -> int:
-        """Pages that eviction could free without touching ``spare``."""
-        return sum(len(s.adapter.entry.pages) for v, s in self._slots.items() if s.users == 0 and v is not spare)
+    def is_loading(self, variant: Variant) -> bool:
+        slot = self._slots.get(variant)
+        return slot is not None and slot.load is not None
 
-    def evict(self, pages: int, spare: Variant | None) -> None:
-        """Frees unused adapters, least recently used first, until ``pages`` are free or nothing is left to evict."""
-        for variant in [v for v, s in self._slots.items() if s.users == 0 and v is not spare]:
-            if self._pool.can_allocate(pages):
-                return
-            self._drop(variant)
+    @property
+    def loading(self) -> int:
+        return sum(slot.load is not None for slot in self._slots.values())
+
+    @property
+    def resident(self) -> int:
+        return len(self._slots)
+
+    def idle_pages_of(self, variant: Variant) -> int:
+        slot = self._slots.get(variant)
+        return slot.num_pages if slot is not None and slot.is_idle else 0
+
+    def load(self, variant: Variant) -> None:
+        """Begins to bring an absent variant into free pages, for ``settle`` to take over; raises PoolExhausted."""
+        entry = self._pool.allocate(PageKind.ADAPTER, variant.image.num_pages)
+        slot = Slot(ResidentAdapter(variant, entry, self._views(entry)), self._adapter_s)
+        self._slots[variant] = slot
+        self._evictions.touch(slot)
+        self.loads += 1
+        load = slot.load = _started(self._executor, lambda: self._pool.write(entry, variant.image.read()))
+        if load.done() and load.exception() is None:
+            self._arrive(slot)
+        else:
+            load.add_done_callback(lambda _: self._wake())
+
+    def settle(self) -> tuple[list[Variant], list[tuple[Variant, ReadaptError]]]:
+        """Takes over the loads that ended: those that are resident, and those that failed and are absent again."""
+        ended: list[Variant] = []
+        failed: list[tuple[Variant, ReadaptError]] = []
+        for slot, load in [(slot, slot.load) for slot in self._slots.values() if slot.load is not None]:
+            if not load.done():
+                continue
+            self._arrive(slot)
+            error = load.exception()
+            if error is None:
+                ended.append(slot.variant)
+                continue
+            self.evict(slot)
+            if not isinstance(error, ReadaptError):
+                raise error
+            failed.append((slot.variant, error))
+        return ended, failed
 
     def acquire(self, variant: Variant) -> ResidentAdapter:
-        """Copies the image into the pool unless it is there; each call needs one ``release``."""
-        slot = self._slots.get(variant)
-        if slot is None:
-            slot = self._slots[variant] = _Slot(self._load(variant))
+        """A resident variant for one more sequence; each call needs one ``release``."""
+        slot = self._slots[variant]
+        if slot.is_idle:
+            self.idle_pages -= slot.num_pages
+            self._evictions.withdraw(slot)
         slot.users += 1
-        self._slots.move_to_end(variant)
+        self._evictions.touch(slot)
         return slot.adapter
 
     def release(self, variant: Variant) -> None:
         slot = self._slots[variant]
         slot.users -= 1
-        if slot.users == 0 and variant in self._forgotten:
-            self._drop(variant)
+        if slot.is_idle:
+            self.idle_pages += slot.num_pages
+            self.offer(variant)
 
-    def forget(self, variant: Variant) -> None:
-        """The variant will not be asked for again: its pages go now, or with the last sequence that uses it."""
-        self._forgotten.add(variant)
+    def offer(self, variant: Variant) -> None:
+        """Lets an idle variant go when pages are wanted, once no cached block depends on it."""
         slot = self._slots.get(variant)
-        if slot is not None and slot.users == 0:
-            self._drop(variant)
+        if slot is not None and slot.is_idle and not self._has_blocks(variant):
+            self._evictions.offer(slot)
 
-    def is_resident(self, variant: Variant) -> bool:
-        return variant in self._slots
+    def is_idle(self, variant: Variant) -> bool:
+        slot = self._slots.get(variant)
+        return slot is not None and slot.is_idle
 
-    def clear(self) -> None:
-        """Frees every unused adapter."""
-        for variant in [v for v, s in self._slots.items() if s.users == 0]:
-            self._drop(variant)
+    def evict(self, slot: Slot) -> None:
+        """Frees an idle variant without cached blocks."""
+        if not slot.is_idle or self._has_blocks(slot.variant):
+            raise PoolCorrupt(f"{slot.variant.name} is in use and was evicted")
+        self._evictions.withdraw(slot)
+        del self._slots[slot.variant]
+        self.idle_pages -= slot.num_pages
+        self.evicted += 1
+        self._pool.release(slot.adapter.entry)
 
-    def _load(self, variant: Variant) -> ResidentAdapter:
-        image = variant.image
-        entry = self._pool.allocate(PageKind.ADAPTER, image.num_pages)
-        for index, page in enumerate(entry.pages):
-            self._pool.pages[page].copy_(image.pages[index])
-        return ResidentAdapter(variant, entry, self._views(entry))
+    def drop(self, variant: Variant) -> None:
+        """``evict`` by variant."""
+        self.evict(self._slots[variant])
+
+    def _arrive(self, slot: Slot) -> None:
+        slot.load = None
+        self.idle_pages += slot.num_pages
+        self.offer(slot.variant)
 
     def _views(self, entry: Entry) -> tuple[torch.Tensor, ...] | None:
         if self._pool.order is not PageOrder.LAYER_MAJOR or not entry.consecutive:
             return None
         return tuple(self._pool.flat(entry, layer) for layer in range(self._pool.layout.num_layers))
 
-    def _drop(self, variant: Variant) -> None:
-        self._pool.release(self._slots.pop(variant).adapter.entry)
+
+def _started(executor: Executor | None, copy: Callable[[], None]) -> Future[None]:
+    if executor is not None:
+        return executor.submit(copy)
+    future: Future[None] = Future()
+    try:
+        copy()
+    except ReadaptError as error:
+        future.set_exception(error)
+    else:
+        future.set_result(None)
+    return future

@@ -1,78 +1,137 @@
 """Who runs: a queue of waiting sequences, a list of running ones, and pages as the only currency.
 
-Admission is first come, first served and reserves pages for the longest answer, so a running sequence never waits
-for memory. A step takes one token of every decoding sequence, then prompt tokens up to the budget.
+An adapter's pages and those of a prompt are reserved at admission, those of the answer are taken as it grows: when
+none can be had, the sequence that stands last is preempted and computes its tokens again later, from what the prefix
+cache still has. A step takes one token of every decoding sequence, then stretches of prompts up to a budget.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable
 
-from readapt_runtime.engine.core import Request, RequestTooLarge, Row, Sequence
-from readapt_runtime.engine.pool import PageKind, PagePool
-from readapt_runtime.engine.residency import Residency
+from readapt_runtime.engine.core import Request, RequestTooLarge, Row, Sequence, Variant
+from readapt_runtime.engine.limits import EngineLimits
+from readapt_runtime.engine.memory import Memory
+from readapt_runtime.engine.pool import kv_pages
+from readapt_runtime.engine.waiting import WaitingQueue
 
 
 class Scheduler:
     """State is the two named queues and nothing else."""
 
-    def __init__(self, pool: PagePool, residency: Residency, max_batch_tokens: int, max_running: int) -> None:
-        self._pool = pool
-        self._residency = residency
-        self._max_batch_tokens = max_batch_tokens
+    def __init__(self, memory: Memory, limits: EngineLimits, clock: Callable[[], float]) -> None:
+        self._memory = memory
+        self._limits = limits
+        self._clock = clock
         # each running sequence may decode one token in every step
-        self._max_running = min(max_running, max_batch_tokens)
-        self.waiting: deque[Sequence] = deque()
+        self._max_running = min(limits.max_running, limits.max_batch_tokens)
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
+        self.preemptions = 0
 
     def check_fits(self, request: Request) -> None:
         """Raises RequestTooLarge when the request could not run even alone."""
         adapter = request.variant.image.num_pages if request.variant else 0
-        wanted = Sequence(request, []).pages_wanted + adapter
-        if wanted > self._pool.num_pages:
-            raise RequestTooLarge(f"the request needs {wanted} pages of memory, there are {self._pool.num_pages}")
+        wanted, there_are = kv_pages(request.max_length) + adapter, self._memory.pool.num_pages
+        if wanted > there_are:
+            raise RequestTooLarge(f"the request needs {wanted} pages of memory, there are {there_are}")
 
     def add(self, request: Request) -> None:
         """Queues the request; raises RequestTooLarge."""
         self.check_fits(request)
-        self.waiting.append(Sequence(request, list(request.prompt)))
-
-    def can_admit(self, seq: Sequence) -> bool:
-        """Whether a running place, and pages for the longest answer and the adapter, can be had now."""
-        variant = seq.request.variant
-        wanted = seq.pages_wanted + self._residency.pages_wanted(variant)
-        has_pages = wanted <= self._pool.num_free + self._residency.reclaimable(spare=variant)
-        return has_pages and len(self.running) < self._max_running
-
-    def admit(self, seq: Sequence) -> None:
-        """Takes the pages, evicting unused adapters where needed; only after ``can_admit``."""
-        variant = seq.request.variant
-        self._residency.evict(seq.pages_wanted + self._residency.pages_wanted(variant), spare=variant)
-        if variant is not None:
-            seq.adapter = self._residency.acquire(variant)
-        seq.kv = self._pool.allocate(PageKind.KV, seq.pages_wanted)
-        self.running.append(seq)
+        self.waiting.add(Sequence(request, list(request.prompt)))
 
     def admit_waiting(self) -> None:
-        while self.waiting and self.can_admit(self.waiting[0]):
-            self.admit(self.waiting.popleft())
+        """Admits in turn; a sequence without pages or adapter is passed by others, for a while."""
+        now = self._clock()
+        ahead: set[Variant] = set()  # adapters that nobody behind may push out
+        for seq in self.waiting.first(self._limits.look_ahead):
+            if seq.request.variant is not None:
+                ahead.add(seq.request.variant)
+                self._load(seq.request.variant, ahead)
+            if self.can_admit(seq, ahead):
+                self.admit(seq, ahead)
+            elif self._is_blocked(seq):
+                seq.blocked_since = seq.blocked_since if seq.blocked_since is not None else now
+                if now - seq.blocked_since > self._limits.patience_s:
+                    return
+
+    def can_admit(self, seq: Sequence, ahead: set[Variant]) -> bool:
+        """Whether there is a running place, the adapter, and pages for what is known and a little of the answers."""
+        return len(self.running) < self._max_running and self._memory.can_start(seq, ahead, self._headroom)
+
+    def admit(self, seq: Sequence, ahead: set[Variant]) -> None:
+        """Takes the pages; only after ``can_admit``."""
+        self.waiting.remove(seq)
+        if not seq.preemptions:
+            self.waiting.charge_prompt(seq)
+        self._memory.start(seq, ahead)
+        seq.blocked_since = None
+        self.running.append(seq)
 
     def schedule(self) -> list[Row]:
-        """The rows of the next step; every decoding sequence is among them."""
-        budget = self._max_batch_tokens
-        rows: list[Row] = []
-        for seq in sorted(self.running, key=lambda s: not s.decoding):
-            if count := seq.next_count(budget):
-                rows.append(Row(seq, seq.computed, count))
-                budget -= count
-        return rows
+        """The rows of the next step; every decoding sequence that keeps its pages is among them."""
+        rows: dict[Sequence, Row] = {}
+        decoding = [seq for seq in self.running if seq.decoding]
+        budget = self._limits.max_batch_tokens
+        for seq in sorted(decoding, key=lambda seq: seq.standing):
+            budget -= self._take(seq, 1, rows)
+        if rows:
+            budget = min(budget, self._limits.chunk_tokens)
+        for seq in sorted((seq for seq in self.running if not seq.decoding), key=lambda seq: seq.standing):
+            budget -= self._take(seq, seq.next_count(budget), rows)
+        return list(rows.values())
+
+    def _take(self, seq: Sequence, count: int, rows: dict[Sequence, Row]) -> int:
+        """Adds a row, preempting who stands behind until there are pages for it; the tokens that it took."""
+        if not count or seq.kv is None:
+            return 0
+        while not self._memory.can_extend(seq, seq.computed + count):
+            last = max(self.running, key=lambda other: other.standing)
+            rows.pop(last, None)
+            self.preempt(last)
+            if last is seq:
+                return 0
+        self._memory.extend(seq, seq.computed + count)
+        rows[seq] = Row(seq, seq.computed, count)
+        return count
+
+    def preempt(self, seq: Sequence) -> None:
+        """Takes a running sequence's pages; it keeps its tokens and computes them again when it is its turn."""
+        self.running.remove(seq)
+        self._memory.stop(seq)
+        seq.preemptions += 1
+        self.preemptions += 1
+        self.waiting.put_back(seq)
+
+    def settle(self, row: Row) -> None:
+        """The row was computed."""
+        row.seq.computed += row.count
+        self._memory.keep(row.seq)
 
     def retire(self, seq: Sequence) -> None:
         """Removes a sequence from either queue and gives its pages back."""
         if seq.kv is None:
             self.waiting.remove(seq)
+        else:
+            self.running.remove(seq)
+            self._memory.stop(seq)
+
+    @property
+    def _headroom(self) -> int:
+        """Pages that are left at admission for answers that grow: one for each that runs."""
+        return len(self.running)
+
+    def _is_blocked(self, seq: Sequence) -> bool:
+        """Whether pages are what is missing, not a running place or an adapter that is on its way."""
+        variant = seq.request.variant
+        is_loading = variant is not None and self._memory.residency.is_loading(variant)
+        return len(self.running) < self._max_running and not is_loading
+
+    def _load(self, variant: Variant, ahead: set[Variant]) -> None:
+        """Begins to load an absent adapter, if there is room for it."""
+        residency = self._memory.residency
+        if residency.is_resident(variant) or residency.is_loading(variant):
             return
-        self.running.remove(seq)
-        self._pool.release(seq.kv)
-        if seq.adapter is not None:
-            self._residency.release(seq.adapter.variant)
+        if residency.loading < self._limits.max_loading and self._memory.can_load(variant, ahead, self._headroom):
+            self._memory.load(variant, ahead)

@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 
 _Command = Callable[[Engine], None]
 
+_STALLED_S = 0.02
+"""Longest wait for an adapter before deadlines are looked at again."""
+
 
 class EngineThread:
     """Drives ``Engine.step`` while there is work; every method may be called from any thread."""
@@ -21,6 +24,7 @@ class EngineThread:
     def __init__(self, engine: Engine, on_death: Callable[[], None] = lambda: None) -> None:
         self._engine = engine
         self._on_death = on_death
+        engine.wake = lambda: self._inbox.put(lambda _: None)
         self._inbox: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._gate = threading.Lock()  # orders submissions against the end of the loop: none is lost between the two
         self._closed = False
@@ -56,12 +60,13 @@ class EngineThread:
 
     def _loop(self) -> None:
         try:
-            while self._take_commands():
-                self._engine.step()
+            moved = True
+            while self._take_commands(moved):
+                moved = self._engine.step()
             self._close()
             self._engine.abort(EngineDead("the server is shutting down"))
-            self._engine.residency.clear()
-            self._engine.pool.check()
+            self._engine.memory.clear()
+            self._engine.memory.check()
         except Exception as error:
             log.critical("engine thread died", exc_info=error)
             self.error = error
@@ -70,16 +75,22 @@ class EngineThread:
                 seq.request.emit(Failure(EngineDead("the engine has stopped")))
             self._on_death()
 
-    def _take_commands(self) -> bool:
-        """Runs what is in the inbox, waiting for it when there is nothing else to do; False means stop."""
+    def _take_commands(self, moved: bool) -> bool:
+        """Runs what is in the inbox, waiting for it when there is nothing else to do; False means stop.
+
+        Where nothing ``moved`` in the last step although there is work, it waits for a load to end, not for long:
+        deadlines pass meanwhile.
+        """
         try:
             while True:
                 if not self._engine.has_work and self._inbox.empty():
-                    self._engine.pool.check()
-                command = self._inbox.get(block=not self._engine.has_work)
+                    self._engine.memory.check()
+                idle = not self._engine.has_work
+                command = self._inbox.get(block=idle or not moved, timeout=None if idle else _STALLED_S)
                 if command is None:
                     return False
                 command(self._engine)
+                moved = True
         except queue.Empty:
             return True
 

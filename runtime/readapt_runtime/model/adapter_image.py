@@ -7,7 +7,7 @@ decides the number of pages. Nothing is padded to a maximum rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,15 +52,13 @@ class LinearFactors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdapterImage:
-    """``pages`` ``[num_pages, num_layers, page elements]`` on the host, and the directory into it, per layer."""
+    """The directory into the pages of an adapter, per layer, and how to get at them."""
 
-    pages: torch.Tensor
     layers: tuple[Mapping[Linear, LinearFactors], ...]
     rank: int
-
-    @property
-    def num_pages(self) -> int:
-        return self.pages.shape[0]
+    num_pages: int
+    read: Callable[[], torch.Tensor]
+    """The pages ``[num_pages, num_layers, page elements]`` on the host; may read a disk and raise ReadaptError."""
 
 
 def pack_adapter(
@@ -75,10 +73,12 @@ def pack_adapter(
         for tensor in tensors:
             row[offset : offset + tensor.numel()].view(tensor.shape).copy_(tensor)
             offset += tensor.numel()
+    pages = rows.view(config.num_layers, num_pages, page_elements).transpose(0, 1)
     return AdapterImage(
-        pages=rows.view(config.num_layers, num_pages, page_elements).transpose(0, 1),
         layers=tuple(directory for directory, _ in packed),
         rank=max((m.a.shape[0] for m in modules.values()), default=0),
+        num_pages=num_pages,
+        read=lambda: pages,
     )
 
 

@@ -46,8 +46,9 @@ class _Prompt:
     """A row of several queries."""
 
     rows: slice  # tokens of the batch
+    context: int  # tokens, those of the row included
     pages: torch.Tensor | None  # int64 [pages of the context]; None when the row begins the sequence
-    visible: torch.Tensor | None  # bool [queries, pages * block]
+    visible: torch.Tensor | None  # bool [queries, context]
 
 
 class PromptAttention:
@@ -68,27 +69,24 @@ class PromptAttention:
             heads = qkv[prompt.rows].view(-1, self._heads + 2 * self._kv_heads, self._dim).transpose(0, 1)
             q, k, v = torch.split(heads, [self._heads, self._kv_heads, self._kv_heads])
             if prompt.pages is not None:
-                k, v = (self._context(side, prompt.pages) for side in self._pool.kv(layer))
+                k, v = (side[prompt.pages].flatten(0, 1)[: prompt.context] for side in self._pool.kv(layer))
+                k, v = k.transpose(0, 1), v.transpose(0, 1)
             causal = prompt.visible is None
             mixed = F.scaled_dot_product_attention(
                 q[None], k[None], v[None], attn_mask=prompt.visible, is_causal=causal, enable_gqa=True
             )
             out[prompt.rows] = mixed[0].transpose(0, 1).reshape(-1, self._heads * self._dim)
 
-    def _context(self, side: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
-        """``[kv heads, tokens, dim]`` of some pages."""
-        return side[pages].flatten(0, 1).transpose(0, 1)
-
 
 def _prompt(first: int, row: Row, device: torch.device) -> _Prompt:
     rows = slice(first, first + row.count)
-    if row.start == 0:
-        return _Prompt(rows, None, None)
     end = row.start + row.count
+    if row.start == 0:
+        return _Prompt(rows, end, None, None)
     pages = torch.tensor(pages_of(row)[: kv_pages(end)], device=device)
     last_seen = torch.arange(row.start, end, device=device)
-    visible = torch.arange(len(pages) * BLOCK_TOKENS, device=device)[None, :] <= last_seen[:, None]
-    return _Prompt(rows, pages, visible)
+    visible = torch.arange(end, device=device)[None, :] <= last_seen[:, None]
+    return _Prompt(rows, end, pages, visible)
 
 
 class Rotation:
@@ -162,6 +160,8 @@ class TorchAttention:
         keys, values = (
             side.index_select(0, self._pages).view(seqs, -1, heads, dim).transpose(1, 2) for side in (keys, values)
         )
+        # what a block held before may be anything, and a masked NaN is still a NaN
+        keys, values = (side.masked_fill(~self._visible.transpose(2, 3), 0) for side in (keys, values))
         folded = q.view(seqs, heads, size, dim)
         return F.scaled_dot_product_attention(folded, keys, values, attn_mask=self._visible).reshape(seqs, -1)
 
@@ -179,17 +179,20 @@ def by_kind(batch: Batch) -> tuple[list[PlacedRow], list[PlacedRow]]:
 
 def page_of_tokens(batch: Batch) -> torch.Tensor:
     """int64 ``[tokens]``: the page that takes each token's keys and values."""
-    pages = [pages_of(row)[at // BLOCK_TOKENS] for row in batch.rows for at in range(row.start, row.start + row.count)]
+    pages: list[int] = []
+    for row in batch.rows:
+        table = pages_of(row)
+        pages += (table[at // BLOCK_TOKENS] for at in range(row.start, row.start + row.count))
     return torch.tensor(pages, dtype=torch.int64, device=batch.positions.device)
 
 
-def pages_of(row: Row) -> tuple[int, ...]:
+def pages_of(row: Row) -> list[int]:
     """The KV pages of a row's sequence, in order."""
     if row.seq.kv is None:
         raise RuntimeError("a row of a sequence that was never admitted")
     return row.seq.kv.pages
 
 
-def _padded(pages: tuple[int, ...], width: int) -> tuple[int, ...]:
-    """The first ``width`` pages; short tables repeat the sequence's own first page, whose content is finite."""
+def _padded(pages: list[int], width: int) -> list[int]:
+    """The first ``width`` pages; short tables repeat the sequence's own first page."""
     return pages[:width] + pages[:1] * (width - len(pages))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from readapt_kernels.cpu.launcher import CpuKernels, KvLayout
-from readapt_runtime.engine.core import Batch
-from readapt_runtime.engine.pool import Entry, PagePool
+from readapt_runtime.engine.core import Batch, BlockTable
+from readapt_runtime.engine.pool import PagePool
 from readapt_runtime.model.attention import PlacedRow, PromptAttention, QkNorm, by_kind, page_of_tokens, pages_of
 from readapt_runtime.model.config import DecoderConfig
 
@@ -26,7 +26,7 @@ class CpuAttention:
         self._prompts = PromptAttention(config, pool)
         self._positions = self._page_of = torch.empty(0, dtype=torch.int64)
         self._tokens = self._contexts = torch.empty(0, dtype=torch.int64)
-        self._entries: list[Entry] = []
+        self._shape: list[tuple[BlockTable | None, int]] = []
         self._tables = torch.empty(0, 0, dtype=torch.int32)
 
     def plan(self, batch: Batch) -> None:
@@ -36,9 +36,10 @@ class CpuAttention:
         self._prompts.plan(prompts)
         self._tokens = torch.tensor([at for at, _ in decode], dtype=torch.int64)
         self._contexts = batch.positions[self._tokens] + 1
-        entries = [row.seq.kv for _, row in decode if row.seq.kv is not None]
-        if entries != self._entries:  # pages are given at admission: the same sequences have the same tables
-            self._entries, self._tables = entries, _tables(decode)
+        # tables only grow: those of the same sequences at the same lengths are the same
+        shape = [(row.seq.kv, len(pages_of(row))) for _, row in decode]
+        if shape != self._shape:
+            self._shape, self._tables = shape, _tables(decode)
 
     def run(self, layer: int, qkv: torch.Tensor, norm: QkNorm | None) -> torch.Tensor:
         pool = self._layers[layer]

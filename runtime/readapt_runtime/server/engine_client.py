@@ -6,7 +6,6 @@ The engine calls ``emit`` on its own thread; each event is handed to the loop, s
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ class EngineClient:
         emit = _on_loop(events)
         greedy = SamplingParams(max_tokens=1)
         for index, (prompt, wanted) in enumerate(prompts):
-            self._engine.submit(Request(prompt, greedy, emit(index), variant, math.inf, wanted))
+            self._engine.submit(Request(prompt, greedy, emit(index), variant, score_ids=wanted))
         scores: dict[int, tuple[float, ...]] = {}
         while len(scores) < len(prompts):
             index, event = await events.get()

@@ -16,7 +16,8 @@ from readapt_api.contract import Digest
 from readapt_api.digest import digest_path
 from readapt_api.errors import Terminal
 from readapt_api.serving import DesiredAdapter, DesiredSet
-from readapt_runtime.engine.engine import Engine, EngineLimits
+from readapt_runtime.engine.engine import Engine
+from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageLayout, PagePool
 from readapt_runtime.model.backends import Bounds, choose_backends, choose_ops
 from readapt_runtime.model.config import DecoderConfig, read_config

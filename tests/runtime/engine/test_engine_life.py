@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,14 +19,15 @@ from readapt_runtime.engine.core import (
     Scores,
     Variant,
 )
-from readapt_runtime.engine.engine import Engine, EngineLimits
+from readapt_runtime.engine.engine import Engine
+from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.thread import EngineThread
 from readapt_testing.tiny_engine import Answer, Tiny, ask, run_to_idle
 
 
 def _assert_empty(engine: Engine) -> None:
-    engine.residency.clear()
-    engine.pool.check()
+    engine.memory.clear()
+    engine.memory.check()
     assert engine.pool.num_free == engine.pool.num_pages
 
 
@@ -54,7 +56,7 @@ def test_requests_wait_for_pages_and_all_are_answered_in_order(tiny: Tiny) -> No
     begun: list[int] = []
     while engine.has_work:
         engine.step()
-        engine.pool.check()
+        engine.memory.check()
         assert len(engine.scheduler.running) <= 3
         begun += [i for i, a in enumerate(answers) if a.events and i not in begun]
     assert begun == list(range(7))
@@ -96,7 +98,7 @@ def test_replacing_an_adapter_under_load_never_changes_a_running_answer(tiny: Ti
             current = tiny.variant(rng.choice(folders))
             generations += 1
         engine.step()
-        engine.pool.check()
+        engine.memory.check()
     run_to_idle(engine)
     assert generations > 100
     assert all(answer.tokens == solo[name] for name, answer in asked)
@@ -110,9 +112,9 @@ def test_a_forgotten_variant_stays_until_its_last_sequence_ends(tiny: Tiny) -> N
     _, answer = ask(engine, [4, 5], variant, max_tokens=6)
     engine.step()
     engine.forget(variant)
-    assert engine.residency.is_resident(variant)
+    assert engine.memory.residency.is_resident(variant)
     run_to_idle(engine)
-    assert not engine.residency.is_resident(variant)
+    assert not engine.memory.residency.is_resident(variant)
     tiny.oracle.assert_greedy(tiny.adapters["r8"], [4, 5], answer.tokens, 6)
 
 
@@ -154,8 +156,7 @@ def test_weights_that_overflow_fail_their_request_alone(tiny: Tiny, temperature:
     run_to_idle(alone)
     engine = tiny.engine()
     good = tiny.variant("r8")
-    bad = Variant("bad", good.digest, tiny.variant("r8").image)
-    bad.image.pages.mul_(1e30)
+    bad = Variant("bad", good.digest, replace(good.image, read=lambda: good.image.read() * 1e30))
     _, wrong = ask(engine, [1, 2, 3], bad, temperature=temperature)
     _, right = ask(engine, [1, 2, 3], good, max_tokens=8)
     _, drawn = ask(engine, [4, 5], max_tokens=8, temperature=1.0, seed=3)

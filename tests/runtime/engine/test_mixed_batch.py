@@ -7,7 +7,7 @@ import random
 import pytest
 
 from readapt_runtime.engine.core import FinishReason, Token, Variant
-from readapt_runtime.engine.engine import EngineLimits
+from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageOrder
 from readapt_testing.tiny_engine import Answer, Tiny, ask, run_to_idle
 
@@ -32,14 +32,14 @@ def test_sixteen_staggered_requests_answer_as_peft_does(tiny: Tiny, order: PageO
             asked.append((name, prompt, ask(engine, prompt, variants[name], max_tokens=12)[1]))
         del pending[:2]
         engine.step()
-        engine.pool.check()
+        engine.memory.check()
         steps += 1
         assert engine.forward_passes == steps
         mixed = max(mixed, len({s.request.variant for s in engine.scheduler.running}))
     assert mixed == len(NAMES)
     for name, prompt, answer in asked:
         tiny.oracle.assert_greedy(tiny.folder(name), prompt, answer.tokens, 12)
-    engine.residency.clear()
+    engine.memory.clear()
     assert engine.pool.num_free == engine.pool.num_pages
 
 

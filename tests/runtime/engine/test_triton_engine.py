@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from readapt_runtime.engine.engine import EngineLimits
+from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageOrder
 from readapt_runtime.model.backends import triton_backends
 from readapt_testing.tiny_engine import Tiny, ask, run_to_idle
@@ -21,6 +21,6 @@ def test_a_mixed_batch_is_answered_as_by_peft(tiny: Tiny, max_batch_tokens: int)
         prompt = [(7 * index + 3 * i) % 250 for i in range(5 + 12 * index)]
         asked.append((name, prompt, ask(engine, prompt, tiny.variant(name) if name else None, max_tokens=4)[1]))
     run_to_idle(engine)
-    engine.pool.check()
+    engine.memory.check()
     for name, prompt, answer in asked:
         tiny.oracle.assert_greedy(tiny.folder(name), prompt, answer.tokens, 4)

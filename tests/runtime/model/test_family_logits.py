@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from readapt_runtime.engine.engine import EngineLimits
+from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.lora_format import linear_shapes
 from readapt_runtime.model.config import read_config
 from readapt_testing.tiny_engine import Tiny

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from readapt_runtime.engine.engine import EngineLimits
+from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.model.config import read_config
 from readapt_runtime.model.family import UnsupportedModel
 from readapt_runtime.server.limits import Limits

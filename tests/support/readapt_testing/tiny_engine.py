@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from readapt_runtime.engine.core import Event, Request, SamplingParams, Token, Variant
-from readapt_runtime.engine.engine import Engine, EngineLimits
+from readapt_runtime.engine.engine import Engine
+from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageLayout, PageOrder, PagePool
 from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.adapter_image import pack_adapter
@@ -115,4 +116,4 @@ def run_to_idle(engine: Engine) -> None:
     """Steps until there is no work, with the conservation law after every step."""
     while engine.has_work:
         engine.step()
-        engine.pool.check()
+        engine.memory.check()
