@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -84,25 +86,47 @@ def pack_adapter(
 
 def _pack_layer(
     modules: Mapping[str, LoraFactors], config: DecoderConfig, layer: int
-) -> tuple[dict[Linear, LinearFactors], list[torch.Tensor]]:
+) -> tuple[Mapping[Linear, LinearFactors], list[torch.Tensor]]:
+    present = [
+        (linear, fused, {i: modules[name] for i, name in enumerate(names) if name in modules})
+        for linear, fused in config.linears.items()
+        for names in ([config.module_name(layer, part.module) for part in fused.slices],)
+    ]
+    placed = tuple(
+        (linear, fused, tuple((i, f.a.shape[0], f.scale) for i, f in factors.items()))
+        for linear, fused, factors in present
+        if factors
+    )
+    tensors = [t for _, _, factors in present for t in _rank_rows(factors)]
+    return _directory(placed), tensors
+
+
+def _rank_rows(factors: Mapping[int, LoraFactors]) -> list[torch.Tensor]:
+    return [f.a for f in factors.values()] + [f.b.t() for f in factors.values()]
+
+
+_Placed = tuple[Linear, FusedLinear, tuple[tuple[int, int, float], ...]]
+"""A fused linear with (slice, rank, scale) of the modules that are there."""
+
+
+@lru_cache(maxsize=4096)
+def _directory(placed: tuple[_Placed, ...]) -> Mapping[Linear, LinearFactors]:
+    """One for all layers and adapters of the same modules, ranks and scales: thousands of adapters share a few."""
     directory: dict[Linear, LinearFactors] = {}
-    tensors: list[torch.Tensor] = []
-    for linear, fused in config.linears.items():
-        names = [config.module_name(layer, part.module) for part in fused.slices]
-        present = {i: modules[name] for i, name in enumerate(names) if name in modules}
-        if present:
-            offset = sum(t.numel() for t in tensors)
-            directory[linear] = _place(fused, present, offset)
-            tensors += [f.a for f in present.values()] + [f.b.t() for f in present.values()]
-    return directory, tensors
+    offset = 0
+    for linear, fused, parts in placed:
+        factors = directory[linear] = _place(fused, parts, offset)
+        last = factors.slices[-1]
+        offset = last.b_offset + last.rank * last.out_size
+    return MappingProxyType(directory)
 
 
-def _place(fused: FusedLinear, present: Mapping[int, LoraFactors], offset: int) -> LinearFactors:
-    rank = sum(f.a.shape[0] for f in present.values())
+def _place(fused: FusedLinear, parts: tuple[tuple[int, int, float], ...], offset: int) -> LinearFactors:
+    rank = sum(own for _, own, _ in parts)
     slices, rank_start, b_offset = [], 0, offset + rank * fused.in_features
-    for i, factors in present.items():
-        part, own = fused.slices[i], factors.a.shape[0]
-        slices.append(SliceFactors(rank_start, own, b_offset, part.start, part.size, factors.scale))
+    for i, own, scale in parts:
+        part = fused.slices[i]
+        slices.append(SliceFactors(rank_start, own, b_offset, part.start, part.size, scale))
         rank_start += own
         b_offset += own * part.size
     return LinearFactors(offset, rank, fused.in_features, tuple(slices))

@@ -47,6 +47,7 @@ def serve(
     max_model_len: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 2048,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one step of the engine.")] = 2048,
     pool_memory: Annotated[str, typer.Option(help="Memory for KV blocks and adapters, such as 4Gi.")] = "4Gi",
+    host_memory: Annotated[str, typer.Option(help="Memory for images of adapters that are not in the pool.")] = "256Mi",
     max_rank: Annotated[int, typer.Option(help="Largest rank of an adapter.", min=RANK.least, max=RANK.most)] = 64,
     drain_keep_alive_seconds: _KeepAlive = 120.0,
 ) -> None:
@@ -84,6 +85,7 @@ def serve(
             max_batch_tokens=max_batch_tokens,
             max_rank=max_rank,
             pool_bytes=parse_memory(pool_memory),
+            host_bytes=parse_memory(host_memory),
             keep_alive_s=drain_keep_alive_seconds,
         ),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from readapt_runtime.model.backends import Bounds, choose_backends, choose_ops
 from readapt_runtime.model.config import DecoderConfig, read_config
 from readapt_runtime.model.decoder import Decoder
 from readapt_runtime.model.weights import load_weights
+from readapt_runtime.server.host_images import HostedSource, HostImages
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.names import require_name
 from readapt_runtime.server.registration import FolderSource, Packing, Source, StoreSource, folder_digest
@@ -107,13 +109,16 @@ def build(options: Options) -> Machinery:
         pool = PagePool(PageLayout.of(config), limits.pool_bytes, dtype, device)
     bounds = Bounds(limits.max_model_len, limits.max_batch_tokens, limits.max_in_flight, limits.max_rank)
     decoder = Decoder(weights, choose_backends(config, ops, pool, bounds))
-    engine = Engine(decoder, pool, EngineLimits(limits.max_batch_tokens, limits.max_in_flight))
+    loader = ThreadPoolExecutor(1, thread_name_prefix="adapters")
+    engine_limits = EngineLimits(limits.max_batch_tokens, limits.max_in_flight)
+    engine = Engine(decoder, pool, engine_limits, executor=loader)
     packing = Packing(config, pool.layout.elements, dtype, limits.max_rank)
     with _stage("digest adapters"):
         source, given = _source(options, base_digest, packing)
+    hosted = HostedSource(source, HostImages(limits.host_bytes, pinned=device.type == "cuda"))
     name = str(dtype).removeprefix("torch.")
     log.info("engine", extra={"device": str(device), "dtype": name, "pages": pool.num_pages, "base": base_digest})
-    return Machinery(base_digest, config, tokens, engine, source, name, limits, given)
+    return Machinery(base_digest, config, tokens, engine, hosted, name, limits, given)
 
 
 def _source(options: Options, base: Digest, packing: Packing) -> tuple[Source, DesiredSet | None]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
-
 import pytest
 import torch
 from hypothesis import settings
@@ -17,6 +14,7 @@ from readapt_runtime.engine.memory import Memory
 from readapt_runtime.engine.pool import BLOCK_TOKENS, PageLayout, PagePool
 from readapt_runtime.engine.worth import Costs, Evictions, Heat
 from readapt_runtime.model.adapter_image import AdapterImage
+from readapt_testing.tiny_engine import Later
 
 LAYOUT = PageLayout(num_layers=1, num_kv_heads=1, head_dim=1)
 PAGES = 9
@@ -26,27 +24,6 @@ SIZES = {"small": 1, "large": 4, "broken": 2}
 
 class Gone(Terminal):
     """The file of an adapter is not there any more."""
-
-
-class Later(Executor):
-    """Runs what it was given when it is told to."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[Future[None], Callable[[], None]]] = []
-
-    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
-        future: Future[None] = Future()
-        self.waiting.append((future, fn))
-        return future
-
-    def run_one(self, index: int) -> None:
-        future, fn = self.waiting.pop(index % len(self.waiting))
-        try:
-            fn()
-        except Gone as error:
-            future.set_exception(error)
-        else:
-            future.set_result(None)
 
 
 def _mark(*what: object) -> float:

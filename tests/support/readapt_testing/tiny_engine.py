@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from readapt_api.errors import ReadaptError
 from readapt_runtime.engine.core import Event, Request, SamplingParams, Token, Variant
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
@@ -56,6 +58,7 @@ class Tiny:
         clock: Callable[[], float] = lambda: 0.0,
         max_model_len: int = 512,
         backends: Callable[..., Backends] = choose_backends,
+        executor: Executor | None = None,
     ) -> Engine:
         layout = PageLayout.of(self.config)
         pool = PagePool(layout, num_pages * layout.page_bytes(torch.float32), torch.float32, CPU, order)
@@ -65,7 +68,28 @@ class Tiny:
         limits = limits or EngineLimits()
         bounds = Bounds(max_model_len, limits.max_batch_tokens, limits.max_running)
         decoder = Decoder(weights, backends(self.config, ops, pool, bounds))
-        return Engine(decoder, pool, limits, clock)
+        return Engine(decoder, pool, limits, clock, executor)
+
+
+class Later(Executor):
+    """Runs what it was given when it is told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[None], Callable[[], None]]] = []
+
+    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+        future: Future[None] = Future()
+        self.waiting.append((future, fn))
+        return future
+
+    def run_one(self, index: int = 0) -> None:
+        future, fn = self.waiting.pop(index % len(self.waiting))
+        try:
+            fn()
+        except ReadaptError as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
 
 
 def build_tiny(root: Path) -> Tiny:

@@ -1,0 +1,72 @@
+"""Images of registered adapters on the host, the latest used within a bound: what is pushed out is read again.
+
+In: a source of variants. Out: the same source, whose images keep their pages here. So thousands of adapters can be
+registered: each costs its directory, and its pages only while it is used. Called from any thread.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from threading import Lock
+
+import torch
+
+from readapt_api.contract import Digest
+from readapt_runtime.server.registration import Registered, Source
+
+
+class HostImages:
+    """Pages ``[num_pages, num_layers, elements]`` by digest, least recently used first."""
+
+    def __init__(self, max_bytes: int, pinned: bool) -> None:
+        """``pinned``: in page-locked memory, so that a GPU copies them by itself."""
+        self._max_bytes = max_bytes
+        self._pinned = pinned
+        self._pages: OrderedDict[Digest, torch.Tensor] = OrderedDict()
+        self._lock = Lock()
+        self.held_bytes = 0
+
+    def get(self, digest: Digest, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The pages; ``read`` (outside the lock, its errors pass) when they are not here."""
+        with self._lock:
+            pages = self._pages.get(digest)
+            if pages is not None:
+                self._pages.move_to_end(digest)
+                return pages
+        return self.put(digest, read())
+
+    def put(self, digest: Digest, pages: torch.Tensor) -> torch.Tensor:
+        """Keeps the pages and lets go of others, as far as the bound asks for it."""
+        pages = pages.pin_memory() if self._pinned else pages
+        with self._lock:
+            self._drop(digest)
+            self._pages[digest] = pages
+            self.held_bytes += pages.nbytes
+            while self.held_bytes > self._max_bytes:
+                self._drop(next(iter(self._pages)))
+        return pages
+
+    def _drop(self, digest: Digest) -> None:
+        pages = self._pages.pop(digest, None)
+        if pages is not None:
+            self.held_bytes -= pages.nbytes
+
+
+class HostedSource:
+    """See ``Source``."""
+
+    def __init__(self, source: Source, images: HostImages) -> None:
+        self._source = source
+        self._images = images
+
+    def load(self, digest: Digest) -> Registered:
+        """Reads and checks the variant; so does its image when it is wanted after it was pushed out."""
+        registered = self._source.load(digest)
+        self._images.put(digest, registered.image.read())
+        image = replace(registered.image, read=lambda: self._images.get(digest, lambda: self._read(digest)))
+        return replace(registered, image=image)
+
+    def _read(self, digest: Digest) -> torch.Tensor:
+        return self._source.load(digest).image.read()
