@@ -184,6 +184,8 @@ class Sequence:
     request: Request
     tokens: list[int]
     arrival: int = field(default_factory=lambda: next(_arrivals))
+    standing: tuple[int, int] = field(init=False)
+    """Smaller ones keep their pages when larger ones are preempted: by priority, then by arrival."""
     # set while it waits: since when it is its turn and pages are missing
     blocked_since: float | None = None
     # set at admission, taken back when it is preempted
@@ -196,6 +198,9 @@ class Sequence:
     # set by the sampler on the first random draw
     generator: torch.Generator | None = None
 
+    def __post_init__(self) -> None:
+        self.standing = -self.request.priority, self.arrival
+
     @property
     def pending(self) -> int:
         """Tokens that the model has not seen yet."""
@@ -204,11 +209,6 @@ class Sequence:
     @property
     def decoding(self) -> bool:
         return self.pending == 1 and self.computed > 0
-
-    @property
-    def standing(self) -> tuple[int, int]:
-        """Smaller ones keep their pages when larger ones are preempted: by priority, then by arrival."""
-        return -self.request.priority, self.arrival
 
     @property
     def has_answered(self) -> bool:

@@ -59,13 +59,16 @@ class Memory:
 
     def can_extend(self, seq: Sequence, stop: int) -> bool:
         """Whether there are, or could be, pages for the tokens up to ``stop``."""
-        has = len(seq.kv.blocks) if seq.kv else 0
-        return kv_pages(stop) - has <= self._available(())
+        missing = self._missing(seq, stop)
+        return missing <= 0 or missing <= self._available(())
 
     def extend(self, seq: Sequence, stop: int) -> None:
         """Gives the blocks that are missing; only after ``can_extend``."""
-        if seq.kv is not None:
+        if seq.kv is not None and self._missing(seq, stop) > 0:
             self._grow(seq.kv, kv_pages(stop), ())
+
+    def _missing(self, seq: Sequence, stop: int) -> int:
+        return kv_pages(stop) - (len(seq.kv.blocks) if seq.kv else 0)
 
     def stop(self, seq: Sequence) -> None:
         """Takes everything back; what was cached stays until its pages are wanted."""
@@ -81,9 +84,12 @@ class Memory:
     def keep(self, seq: Sequence) -> None:
         """Caches the blocks that were completed by the last step."""
         table, request = seq.kv, seq.request
-        if table is None or not table.extends_cache or request.variant in self._forgotten:
+        complete = seq.computed // BLOCK_TOKENS
+        if table is None or complete <= table.num_cached or not table.extends_cache:
             return
-        for index in range(table.num_cached, seq.computed // BLOCK_TOKENS):
+        if request.variant in self._forgotten:
+            return
+        for index in range(table.num_cached, complete):
             before = table.blocks[index - 1] if index else None
             tokens = seq.tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
             if not self.prefixes.insert(table.blocks[index], before, request.variant, request.tenant, tokens):

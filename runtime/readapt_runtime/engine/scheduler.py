@@ -72,13 +72,15 @@ class Scheduler:
     def schedule(self) -> list[Row]:
         """The rows of the next step; every decoding sequence that keeps its pages is among them."""
         rows: dict[Sequence, Row] = {}
+        self.running.sort(key=_standing)
         decoding = [seq for seq in self.running if seq.decoding]
+        prompts = [seq for seq in self.running if not seq.decoding]
         budget = self._limits.max_batch_tokens
-        for seq in sorted(decoding, key=lambda seq: seq.standing):
+        for seq in decoding:
             budget -= self._take(seq, 1, rows)
         if rows:
             budget = min(budget, self._limits.chunk_tokens)
-        for seq in sorted((seq for seq in self.running if not seq.decoding), key=lambda seq: seq.standing):
+        for seq in prompts:
             budget -= self._take(seq, seq.next_count(budget), rows)
         return list(rows.values())
 
@@ -87,7 +89,7 @@ class Scheduler:
         if not count or seq.kv is None:
             return 0
         while not self._memory.can_extend(seq, seq.computed + count):
-            last = max(self.running, key=lambda other: other.standing)
+            last = self.running[-1]
             rows.pop(last, None)
             self.preempt(last)
             if last is seq:
@@ -135,3 +137,7 @@ class Scheduler:
             return
         if residency.loading < self._limits.max_loading and self._memory.can_load(variant, ahead, self._headroom):
             self._memory.load(variant, ahead)
+
+
+def _standing(seq: Sequence) -> tuple[int, int]:
+    return seq.standing

@@ -1,0 +1,72 @@
+"""Thousands of adapters can be registered: pages are kept within a bound and read again when they are wanted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from readapt_api.errors import Terminal
+from readapt_runtime.model.adapter_image import AdapterImage
+from readapt_runtime.server.host_images import HostedSource, HostImages
+from readapt_runtime.server.registration import Registered
+
+PAGE_BYTES = 2 * 1 * 8 * 4
+
+
+class Changed(Terminal):
+    """What is on disk is not what was registered."""
+
+
+class Disk:
+    """A source that counts how often it is read."""
+
+    def __init__(self) -> None:
+        self.reads: list[str] = []
+        self.broken = False
+
+    def load(self, digest: str) -> Registered:
+        if self.broken:
+            raise Changed(digest)
+        self.reads.append(digest)
+        pages = torch.full((2, 1, 8), float(digest))
+        return Registered(AdapterImage(({},), 1, 2, lambda: pages), None)
+
+
+def test_what_is_used_stays_and_what_was_pushed_out_is_read_again() -> None:
+    disk, images = Disk(), HostImages(2 * PAGE_BYTES, pinned=False)
+    source = HostedSource(disk, images)
+    registered = {digest: source.load(digest) for digest in ("1", "2")}
+    assert bool((registered["1"].image.read() == 1).all())
+    registered["3"] = source.load("3")  # pushes 2 out, which was used least recently
+    assert disk.reads == ["1", "2", "3"]
+    for digest in ("1", "3"):
+        registered[digest].image.read()
+    assert disk.reads == ["1", "2", "3"]
+    assert bool((registered["2"].image.read() == 2).all())
+    assert disk.reads == ["1", "2", "3", "2"]
+    assert images.held_bytes == 2 * PAGE_BYTES
+
+
+def test_memory_is_bounded_however_many_are_registered() -> None:
+    images = HostImages(5 * PAGE_BYTES, pinned=False)
+    source = HostedSource(Disk(), images)
+    kept = [source.load(str(number)) for number in range(200)]
+    assert images.held_bytes <= 5 * PAGE_BYTES
+    assert all(float(item.image.read()[0, 0, 0]) == number for number, item in enumerate(kept))
+    assert images.held_bytes <= 5 * PAGE_BYTES
+
+
+def test_an_image_larger_than_the_bound_is_served_and_not_kept() -> None:
+    disk = Disk()
+    registered = HostedSource(disk, images := HostImages(1, pinned=False)).load("4")
+    assert bool((registered.image.read() == 4).all())
+    assert images.held_bytes == 0
+
+
+def test_a_file_that_changed_meanwhile_is_an_error_and_not_an_answer() -> None:
+    disk = Disk()
+    source = HostedSource(disk, HostImages(1, pinned=False))
+    registered = source.load("5")
+    disk.broken = True
+    with pytest.raises(Changed):
+        registered.image.read()
