@@ -89,6 +89,7 @@ class Engine:
             for seq in [seq for seq in self.scheduler.waiting if seq.request.variant is variant]:
                 self._fail(seq, error)
         self.scheduler.admit_waiting()
+        self.scheduler.load_preloaded()
 
     def _refuse_late(self) -> None:
         now = self._clock()
@@ -173,7 +174,11 @@ class Engine:
 
     def forget(self, variant: Variant) -> None:
         """See ``Memory.forget``."""
-        self.memory.forget(variant)
+        self.scheduler.forget(variant)
+
+    def preload(self, variant: Variant) -> None:
+        """See ``Scheduler.preload``."""
+        self.scheduler.preload(variant)
 
     def abort(self, error: ReadaptError) -> None:
         """Answers everything that is here with ``error``."""

@@ -9,9 +9,11 @@ being loaded cannot be evicted, so a load always has its pages to itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 import torch
 
@@ -65,10 +67,20 @@ class Residency:
         self._executor = executor
         self._wake = wake
         self._slots: dict[Variant, Slot] = {}
+        self._preloaded: WeakSet[Variant] = WeakSet()
         self.idle_pages = 0
         """Of resident variants that no sequence uses."""
         self.loads = 0
         self.evicted = 0
+
+    def preload(self, variant: Variant) -> None:
+        """Once in the pool it goes last, after everything that is not preloaded."""
+        self._preloaded.add(variant)
+        slot = self._slots.get(variant)
+        if slot is not None:
+            slot.seconds_per_page = math.inf
+            if slot.is_idle:
+                self.offer(variant)
 
     def is_resident(self, variant: Variant) -> bool:
         slot = self._slots.get(variant)
@@ -93,7 +105,8 @@ class Residency:
     def load(self, variant: Variant) -> None:
         """Begins to bring an absent variant into free pages, for ``settle`` to take over; raises PoolExhausted."""
         entry = self._pool.allocate(PageKind.ADAPTER, variant.image.num_pages)
-        slot = Slot(ResidentAdapter(variant, entry, self._views(entry)), self._adapter_s)
+        cost = math.inf if variant in self._preloaded else self._adapter_s
+        slot = Slot(ResidentAdapter(variant, entry, self._views(entry)), cost)
         self._slots[variant] = slot
         self._evictions.touch(slot)
         self.loads += 1

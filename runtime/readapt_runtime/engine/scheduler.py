@@ -8,6 +8,7 @@ cache still has. A step takes one token of every decoding sequence, then stretch
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakSet
 
 from readapt_runtime.engine.core import Request, RequestTooLarge, Row, Sequence, Variant
 from readapt_runtime.engine.limits import EngineLimits
@@ -27,6 +28,7 @@ class Scheduler:
         self._max_running = min(limits.max_running, limits.max_batch_tokens)
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
+        self._preloaded: WeakSet[Variant] = WeakSet()
         self.preemptions = 0
 
     def check_fits(self, request: Request) -> None:
@@ -40,6 +42,23 @@ class Scheduler:
         """Queues the request; raises RequestTooLarge."""
         self.check_fits(request)
         self.waiting.add(Sequence(request, list(request.prompt)))
+
+    def preload(self, variant: Variant) -> None:
+        """Brings the variant in while there is free room, whoever asks for it, and keeps it as long as possible."""
+        self._memory.residency.preload(variant)
+        self._preloaded.add(variant)
+        self.load_preloaded()
+
+    def load_preloaded(self) -> None:
+        """Into free pages only: nothing has to go for what nobody waits for."""
+        for variant in self._preloaded:
+            if self._memory.pool.can_allocate(variant.image.num_pages + self._headroom):
+                self._load(variant, set())
+
+    def forget(self, variant: Variant) -> None:
+        """See ``Memory.forget``."""
+        self._preloaded.discard(variant)
+        self._memory.forget(variant)
 
     def admit_waiting(self) -> None:
         """Admits in turn; a sequence without pages or adapter is passed by others, for a while."""

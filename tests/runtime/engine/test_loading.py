@@ -10,7 +10,7 @@ from threading import Event
 import torch
 
 from readapt_api.errors import Terminal
-from readapt_runtime.engine.core import DeadlineExceeded, Failure, Request, SamplingParams, Variant
+from readapt_runtime.engine.core import DeadlineExceeded, Failure, Request, SamplingParams, Token, Variant
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.thread import EngineThread
@@ -167,6 +167,30 @@ def test_more_adapters_than_fit_take_turns_and_all_answer(tiny: Tiny) -> None:
     for i, (variant, answer) in enumerate(zip(variants, answers, strict=True)):
         tiny.oracle.assert_greedy(tiny.adapters[variant.name], [9, 8, i], answer.tokens, 6)
     assert engine.memory.residency.evicted > 0
+    _assert_empty(engine)
+
+
+def test_a_preloaded_adapter_is_there_before_anyone_asks_and_goes_last(tiny: Tiny) -> None:
+    variant = tiny.variant("r8")
+    engine = tiny.engine(num_pages=variant.image.num_pages + 6)
+    engine.preload(variant)
+    assert engine.memory.residency.is_resident(variant)
+    for _ in range(3):
+        for name in ("r3", "r4"):
+            ask(engine, [9, 8], tiny.variant(name), max_tokens=60)
+            run_to_idle(engine)
+    assert engine.memory.residency.evicted > 0
+    assert engine.memory.residency.is_resident(variant)
+    _, large = ask(engine, [1] * (16 * 8), max_tokens=1)
+    run_to_idle(engine)
+    assert large.done, "when all pages are wanted it goes as well"
+    assert isinstance(large.last, Token)
+    engine.step()
+    engine.memory.clear()
+    engine.step()
+    assert engine.memory.residency.is_resident(variant), "and comes back when there is room"
+    engine.forget(variant)
+    engine.step()
     _assert_empty(engine)
 
 
