@@ -60,6 +60,9 @@ class Range:
 RANK = Range("rank", 1, 512)
 LoraRank = Annotated[int, Field(ge=RANK.least, le=RANK.most)]
 
+PRIORITY = Range("priority", -100, 100)
+Priority = Annotated[int, Field(ge=PRIORITY.least, le=PRIORITY.most)]
+
 ENERGY = Range("energy", 0, 1, above=True)
 Energy = Annotated[Decimal, ENERGY]
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from readapt_api.bounds import Priority
 from readapt_api.contract import Contract, Digest, ServedName
 from readapt_api.digest import digest_of
 from readapt_api.errors import Transient
@@ -47,6 +48,10 @@ class DesiredAdapter(Contract):
 
     name: ServedName
     digest: Digest
+    preload: bool | None = None
+    """None is false; left out then, so that sets of before keep their digest."""
+    priority: Priority | None = None
+    """None is 0, likewise."""
 
 
 class DesiredSet(Contract):

@@ -30,6 +30,14 @@ SETS = st.builds(
 )
 
 
+def test_what_a_set_says_by_default_is_not_part_of_its_digest() -> None:
+    """Pods and operators of before know sets without these fields."""
+    plain = DesiredAdapter(name="a", digest=f"sha256:{1:064x}")
+    assert plain.to_wire() == {"name": "a", "digest": f"sha256:{1:064x}"}
+    urgent = plain.model_copy(update={"priority": 5, "preload": True})
+    assert urgent.to_wire() == {**plain.to_wire(), "priority": 5, "preload": True}
+
+
 def big_set(count: int) -> DesiredSet:
     adapters = tuple(DesiredAdapter(name=f"a{i:05}", digest=f"sha256:{i:064x}") for i in range(count))
     return DesiredSet(sequence=7, revision="r", base=f"sha256:{'f' * 64}", adapters=adapters)

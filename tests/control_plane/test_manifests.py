@@ -178,6 +178,8 @@ ADAPTERS = [
     Row("regression in points", {"spec.gate.maxRegression": "3"}, "a share: 0.03 are 3 points"),
     Row("a coin's confidence", {"spec.gate.confidence": "0.5"}, "confidence must be above 0.5 and at most 0.9999"),
     Row("certainty", {"spec.gate.confidence": "1"}, "confidence must be above 0.5 and at most 0.9999"),
+    Row("too high a priority", {"spec.serving.priority": 101}, "should be less than or equal to 100"),
+    Row("a preload that is a word", {"spec.serving.preload": "yes"}, "must be of type boolean"),
     Row("nine samples", {"spec.gate.maxSamples": 9}, "should be greater than or equal to 10"),
 ]
 BASE_UPDATES = [
@@ -317,6 +319,7 @@ def test_defaults_are_stored(kube: Kube, namespace: str) -> None:
     assert adapter["adaptation"] == ladder
     gate = {"metric": "Accuracy", "maxRegression": "0.03", "confidence": "0.95", "maxSamples": 3000}
     assert adapter["gate"] == gate
+    assert adapter["serving"] == {"preload": False, "priority": 0}
 
 
 def test_scale_subresource_reads_and_writes_replicas(kube: Kube, namespace: str) -> None:

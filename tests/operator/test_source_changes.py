@@ -13,7 +13,7 @@ from readapt_api import labels
 from readapt_api.artifacts import Origin
 from readapt_api.digest import digest_of
 from readapt_api.jobs import AdaptRequest, FetchRequest, Summary
-from readapt_api.serving import AdapterState
+from readapt_api.serving import SHARD_FILE, AdapterState, SetShard
 from readapt_operator.decide import adapter as adapter_stages
 from readapt_operator.decide.plan import Verdict
 from readapt_testing.fake_world import (
@@ -172,3 +172,16 @@ def test_a_bug_in_the_decision_about_one_adapter_is_told_there_and_costs_nobody_
         assert "KeyError: 'missing'" in caplog.text
     world.settle()
     assert served(world) == adapted_variant(native_variant("pvc://adapters/a", V1), V2)
+
+
+def test_how_pods_treat_an_adapter_reaches_the_set_without_a_job_or_another_revision(world: World) -> None:
+    start(world)
+    before = set(world.kube.of("Job")), set(world.kube.of("Deployment"))
+    world.kube.change("LoRAAdapter", "a", spec={"serving": {"preload": True, "priority": 7}})
+    world.settle()
+    shards = [m["data"][SHARD_FILE] for m in world.kube.of("ConfigMap").values() if SHARD_FILE in m["data"]]
+    adapters = {a.name: a for text in shards for a in SetShard.model_validate_json(text).adapters}
+    assert (adapters["a"].preload, adapters["a"].priority) == (True, 7)
+    assert (adapters["b"].preload, adapters["b"].priority) == (None, None)
+    assert (set(world.kube.of("Job")), set(world.kube.of("Deployment"))) == before
+    assert condition(world, c.READY) == ("True", "Verified")

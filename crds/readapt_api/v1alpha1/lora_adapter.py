@@ -140,6 +140,15 @@ class Gate(Contract):
     max_samples: bounds.MaxSamples = 3000
 
 
+class AdapterServing(Contract):
+    """How serving pods treat the adapter."""
+
+    preload: bool = Field(default=False, description="Keep it in the pool of every pod as far as there is room.")
+    priority: bounds.Priority = Field(
+        default=0, description="Requests of larger ones are admitted first and lose their pages last."
+    )
+
+
 class LoRAAdapterSpec(Contract):
     """What is wished for."""
 
@@ -160,6 +169,7 @@ class LoRAAdapterSpec(Contract):
     data: Data | None = Field(default=None, description="Without data an adapter cannot be moved to another version.")
     adaptation: Adaptation = Adaptation()
     gate: Gate = Gate()
+    serving: AdapterServing = AdapterServing()
 
 
 class VariantStatus(Contract):

@@ -24,7 +24,15 @@ def desired_set(seen: Observed, revision: str, base_digest: str, adapters: Itera
     for at in adapters:
         variant = None if at.conflicting else at.variant(base_digest) or _held_variant(at, base_digest, held)
         if variant is not None and variant.digest is not None:
-            members.append(DesiredAdapter(name=at.adapter.served_name, digest=variant.digest))
+            serving = at.adapter.spec.serving
+            members.append(
+                DesiredAdapter(
+                    name=at.adapter.served_name,
+                    digest=variant.digest,
+                    preload=serving.preload or None,
+                    priority=serving.priority or None,
+                )
+            )
     stored = seen.sets.get(revision)
     known = [p.state.sequence for p in seen.pods_of(revision) if p.state is not None]
     sequence = max(stored.sequence if stored else 0, *known, 0)
