@@ -58,14 +58,26 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int | None = None
     stop_ids: frozenset[int] = frozenset()
+    top_log_probs: int | None = None
+    """How many of the likeliest tokens are reported with every token; None: no log-probabilities at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """Natural logarithms of the model's probabilities for one place, before temperature and top-p."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+    """(token, log-probability) of the likeliest, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """The next token of an answer; ``finish`` on the last one."""
+    """The next token of an answer; ``finish`` on the last one, ``scores`` where they were asked for."""
 
     token_id: int
     finish: FinishReason | None
+    scores: TokenScores | None = None
 
 
 @dataclass(frozen=True, slots=True)

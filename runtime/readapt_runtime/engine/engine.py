@@ -29,13 +29,14 @@ from readapt_runtime.engine.core import (
     Scores,
     Sequence,
     Token,
+    TokenScores,
     Variant,
 )
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.memory import Memory
 from readapt_runtime.engine.pace import Pace
 from readapt_runtime.engine.pool import PagePool
-from readapt_runtime.engine.sampler import sample
+from readapt_runtime.engine.sampler import sample, score_tokens
 from readapt_runtime.engine.scheduler import Scheduler
 
 
@@ -115,12 +116,14 @@ class Engine:
         rows, logits, best = self._sound(batch.sampling_rows, logits)
         if not rows:
             return
-        tokens = sample(logits, best, [row.seq for row in rows])
+        seqs = [row.seq for row in rows]
+        tokens = sample(logits, best, seqs)
+        scores = score_tokens(logits, tokens, seqs)
         for index, row in enumerate(rows):
             if row.seq.request.score_ids:
                 self._score(row, logits[index])
             else:
-                self._append(row.seq, tokens[index])
+                self._append(row.seq, tokens[index], scores.get(index))
 
     def _sound(self, rows: list[Row], logits: torch.Tensor) -> tuple[list[Row], torch.Tensor, torch.Tensor]:
         """Rows, logits and their largest; rows with a NaN or an infinity fail, for nothing can be drawn from them."""
@@ -135,7 +138,7 @@ class Engine:
                 self._fail(row.seq, NonFiniteLogits("the model answered with NaN or infinity"))
         return [row for row, fine in zip(rows, finite, strict=True) if fine], logits[are_finite], best[are_finite]
 
-    def _append(self, seq: Sequence, token: int) -> None:
+    def _append(self, seq: Sequence, token: int, scores: TokenScores | None) -> None:
         seq.tokens.append(token)
         self.scheduler.waiting.charge_answer(seq)
         sampling = seq.request.sampling
@@ -145,9 +148,9 @@ class Engine:
         elif len(seq.tokens) - len(seq.request.prompt) >= sampling.max_tokens:
             finish = FinishReason.LENGTH
         if finish is None:
-            seq.request.emit(Token(token, None))
+            seq.request.emit(Token(token, None, scores))
         else:
-            self._finish(seq, Token(token, finish))
+            self._finish(seq, Token(token, finish, scores))
 
     def _score(self, row: Row, logits: torch.Tensor) -> None:
         log_probs = logits.float().log_softmax(dim=-1)[list(row.seq.request.score_ids)]

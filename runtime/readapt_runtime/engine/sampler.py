@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from readapt_runtime.engine.core import Sequence
+from readapt_runtime.engine.core import Sequence, TokenScores
 
 GREEDY_BELOW = 1e-5
 
@@ -19,6 +19,22 @@ def sample(logits: torch.Tensor, best: torch.Tensor, seqs: list[Sequence]) -> li
     if random_rows:
         tokens[random_rows] = _draw(logits[random_rows].float(), [seqs[i] for i in random_rows])
     return [int(token) for token in tokens.tolist()]
+
+
+def score_tokens(logits: torch.Tensor, tokens: list[int], seqs: list[Sequence]) -> dict[int, TokenScores]:
+    """Row -> scores of its chosen token, for the rows that asked: logits ``[rows, vocab]``, as the model gave them."""
+    asked = [i for i, seq in enumerate(seqs) if seq.request.sampling.top_log_probs is not None]
+    if not asked:
+        return {}
+    log_probs = logits[asked].float().log_softmax(dim=-1)
+    chosen = log_probs.gather(1, torch.tensor([[tokens[i]] for i in asked], device=logits.device)).squeeze(1).tolist()
+    widths = [seqs[i].request.sampling.top_log_probs or 0 for i in asked]
+    values, ids = log_probs.topk(min(max(widths), log_probs.shape[-1]), dim=-1)
+    tops = zip(ids.tolist(), values.tolist(), strict=True)
+    return {
+        row: TokenScores(own, tuple(zip(ids_of_row[:width], values_of_row[:width], strict=True)))
+        for row, own, width, (ids_of_row, values_of_row) in zip(asked, chosen, widths, tops, strict=True)
+    }
 
 
 def _draw(logits: torch.Tensor, seqs: list[Sequence]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""From a request to pieces of text: admission, the pinned adapter, the engine, detokenizing and stop strings."""
+"""From a request to pieces of text: admission, the pinned adapter, the engine, pieces."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from readapt_api.errors import ReadaptError
 from readapt_api.serving import HEADER_ADAPTER, AdapterState
-from readapt_runtime.engine.core import FinishReason, SamplingParams, Token, Variant
+from readapt_runtime.engine.core import SamplingParams, Variant
 from readapt_runtime.server.adapters import AdapterTable, Generation, NoSuchAdapter
-from readapt_runtime.server.detokenizer import Detokenizer, StopFinder
 from readapt_runtime.server.engine_client import EngineClient, Job
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.openai_schema import AnswerRequest
+from readapt_runtime.server.pieces import Choice, Piece
 from readapt_runtime.server.problems import (
     AdapterFailed,
     BadRequest,
@@ -27,44 +27,12 @@ from readapt_runtime.server.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Text that became final; ``finish`` on the last piece of a choice."""
-
-    text: str
-    num_tokens: int
-    finish: FinishReason | None
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """A judged request: what to compute, ``prompts`` times ``n`` jobs in the order of their choices."""
 
     jobs: tuple[Job, ...]
     stops: tuple[str, ...]
     prompt_tokens: int
-
-
-class Choice:
-    """One answer in the making."""
-
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
-        self._detokenizer = detokenizer
-        self._stops = StopFinder(stops)
-        self.finished = False
-
-    def push(self, token: Token) -> Piece:
-        """The end-of-sequence token counts as a token and has no text."""
-        text = "" if token.finish is FinishReason.STOP else self._detokenizer.push(token.token_id)
-        if token.finish is not None:
-            text += self._detokenizer.flush()
-        shown = self._stops.push(text)
-        finish = token.finish
-        if self._stops.found:
-            finish = FinishReason.STOP
-        elif finish is not None:
-            shown += self._stops.flush()
-        self.finished = finish is not None
-        return Piece(shown, 1, finish)
 
 
 class Ticket:
@@ -100,7 +68,7 @@ class Desk:
         self._limits = limits
         self.in_flight = 0
 
-    def plan(self, params: AnswerRequest, prompts: Sequence[tuple[int, ...]], max_tokens: int | None) -> Plan:
+    def plan(self, params: AnswerRequest, prompts: Sequence[tuple[int, ...]]) -> Plan:
         """Judges what needs no waiting; raises BadRequest."""
         n = params.n or 1
         if not 1 <= len(prompts) * n <= self._limits.max_choices:
@@ -109,14 +77,11 @@ class Desk:
         if len(stops) > self._limits.max_stops or any(len(s) > self._limits.max_stop_chars for s in stops):
             bound = f"{self._limits.max_stops} stop strings of {self._limits.max_stop_chars} characters"
             raise BadRequest(f"at most {bound}", "stop")
-        jobs = tuple(
-            Job(prompt, self._sampling(params, prompt, max_tokens, choice)) for prompt in prompts for choice in range(n)
-        )
+        jobs = tuple(Job(prompt, self._sampling(params, prompt, choice)) for prompt in prompts for choice in range(n))
         return Plan(jobs, stops, sum(len(prompt) for prompt in prompts))
 
-    def _sampling(
-        self, params: AnswerRequest, prompt: tuple[int, ...], max_tokens: int | None, choice: int
-    ) -> SamplingParams:
+    def _sampling(self, params: AnswerRequest, prompt: tuple[int, ...], choice: int) -> SamplingParams:
+        max_tokens = params.answer_tokens
         room = self._limits.max_model_len - len(prompt)
         if not prompt:
             raise BadRequest("the prompt has no tokens")
@@ -129,6 +94,7 @@ class Desk:
             top_p=1.0 if params.top_p is None else params.top_p,
             seed=None if params.seed is None else (params.seed + choice) % 2**63,
             stop_ids=self._tokens.stop_ids,
+            top_log_probs=params.top_log_probs,
         )
 
     async def admit(self, model: str, plan: Plan) -> Ticket:

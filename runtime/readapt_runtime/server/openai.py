@@ -14,12 +14,13 @@ from starlette.routing import Route
 
 from readapt_api.serving import AdapterState
 from readapt_runtime.server.adapters import AdapterTable
-from readapt_runtime.server.answering import Desk, Piece, Plan, Ticket
+from readapt_runtime.server.answering import Desk, Plan, Ticket
 from readapt_runtime.server.body import parse_body, read_body
 from readapt_runtime.server.disconnect import EventStream, unless_disconnected
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.openai_answers import Answer, ChatAnswer, Collected, CompletionAnswer
 from readapt_runtime.server.openai_schema import AnswerRequest, ChatRequest, CompletionRequest
+from readapt_runtime.server.pieces import Piece
 from readapt_runtime.server.problems import ApiProblem, UnknownModel
 from readapt_runtime.server.tokens import Tokens
 
@@ -66,14 +67,14 @@ class OpenAI:
     async def completions(self, request: Request) -> Response:
         params = parse_body(CompletionRequest, await read_body(request, self.limits.max_body_bytes))
         prompts = [self.tokens.encode(p) if isinstance(p, str) else self.tokens.check(p) for p in params.prompts]
-        plan = self.desk.plan(params, prompts, params.answer_tokens)
-        return await self._answer(request, params, plan, CompletionAnswer(params.model))
+        plan = self.desk.plan(params, prompts)
+        return await self._answer(request, params, plan, CompletionAnswer(params.model, self.tokens.names))
 
     async def chat(self, request: Request) -> Response:
         params = parse_body(ChatRequest, await read_body(request, self.limits.max_body_bytes))
         prompt = self.tokens.encode_chat([message.flat() for message in params.messages])
-        plan = self.desk.plan(params, [prompt], params.answer_tokens)
-        return await self._answer(request, params, plan, ChatAnswer(params.model))
+        plan = self.desk.plan(params, [prompt])
+        return await self._answer(request, params, plan, ChatAnswer(params.model, self.tokens.names))
 
     async def _answer(self, request: Request, params: AnswerRequest, plan: Plan, answer: Answer) -> Response:
         ticket = await unless_disconnected(request, self.desk.admit(params.model, plan))
@@ -94,10 +95,7 @@ class OpenAI:
     async def _whole(self, plan: Plan, answer: Answer, ticket: Ticket) -> dict[str, Any]:
         choices = [Collected() for _ in plan.jobs]
         async for index, piece in self.desk.answer(plan, ticket):
-            choice = choices[index]
-            choice.text += piece.text
-            choice.num_tokens += piece.num_tokens
-            choice.finish = piece.finish
+            choices[index].add(piece)
         return answer.whole(choices, plan.prompt_tokens)
 
     async def _stream(
@@ -128,11 +126,11 @@ async def _events(
             yield _event(opening)
     produced = first[1].num_tokens
     try:
-        yield _event(answer.chunk(first[0], first[1].text, first[1].finish))
+        yield _event(answer.chunk(*first))
         async for index, piece in pieces:
             produced += piece.num_tokens
-            if piece.text or piece.finish:
-                yield _event(answer.chunk(index, piece.text, piece.finish))
+            if piece.text or piece.finish or piece.scored:
+                yield _event(answer.chunk(index, piece))
     except ApiProblem as problem:
         yield _event(problem.body())
         return

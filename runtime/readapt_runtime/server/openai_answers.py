@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from readapt_runtime.engine.core import FinishReason
+from readapt_runtime.server.openai_logprobs import ScoredToken, chat_logprobs, completion_logprobs
+from readapt_runtime.server.pieces import Piece
+from readapt_runtime.server.token_names import TokenNames
 
 
 @dataclass(slots=True)
@@ -18,6 +21,20 @@ class Collected:
     text: str = ""
     num_tokens: int = 0
     finish: FinishReason | None = None
+    scored: list[ScoredToken] = field(default_factory=list)
+
+    def add(self, piece: Piece) -> None:
+        self.text += piece.text
+        self.num_tokens += piece.num_tokens
+        self.finish = piece.finish
+        if piece.scored is not None:
+            self.scored.append(piece.scored)
+
+    @classmethod
+    def of(cls, piece: Piece) -> Collected:
+        alone = cls()
+        alone.add(piece)
+        return alone
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -33,19 +50,20 @@ class CompletionAnswer:
     """Documents of ``/v1/completions``."""
 
     model: str
+    names: TokenNames
     id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, choices: Sequence[Collected], prompt_tokens: int) -> dict[str, Any]:
-        listed = [_completion_choice(i, c.text, c.finish) for i, c in enumerate(choices)]
+        listed = [self._choice(index, choice) for index, choice in enumerate(choices)]
         return self._document(listed, usage(prompt_tokens, sum(c.num_tokens for c in choices)))
 
     def opening(self, choice: int) -> dict[str, Any] | None:
         """Completions begin with their text."""
         return None
 
-    def chunk(self, choice: int, text: str, finish: FinishReason | None) -> dict[str, Any]:
-        return self._document([_completion_choice(choice, text, finish)])
+    def chunk(self, choice: int, piece: Piece) -> dict[str, Any]:
+        return self._document([self._choice(choice, Collected.of(piece))])
 
     def closing(self, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
         return self._document([], usage(prompt_tokens, completion_tokens))
@@ -54,9 +72,9 @@ class CompletionAnswer:
         head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
         return {**head, "choices": choices, **({} if used is None else {"usage": used})}
 
-
-def _completion_choice(index: int, text: str, finish: FinishReason | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+    def _choice(self, index: int, choice: Collected) -> dict[str, Any]:
+        logprobs = completion_logprobs(choice.scored, self.names)
+        return {"index": index, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.finish}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +82,7 @@ class ChatAnswer:
     """Documents of ``/v1/chat/completions``."""
 
     model: str
+    names: TokenNames
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -72,7 +91,7 @@ class ChatAnswer:
             {
                 "index": index,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": None,
+                "logprobs": chat_logprobs(choice.scored, self.names),
                 "finish_reason": choice.finish,
             }
             for index, choice in enumerate(choices)
@@ -81,16 +100,17 @@ class ChatAnswer:
         return self._document("chat.completion", listed, used)
 
     def opening(self, choice: int) -> dict[str, Any] | None:
-        return self._delta(choice, {"role": "assistant", "content": ""}, None)
+        return self._delta(choice, {"role": "assistant", "content": ""}, Collected())
 
-    def chunk(self, choice: int, text: str, finish: FinishReason | None) -> dict[str, Any]:
-        return self._delta(choice, {"content": text} if text else {}, finish)
+    def chunk(self, choice: int, piece: Piece) -> dict[str, Any]:
+        return self._delta(choice, {"content": piece.text} if piece.text else {}, Collected.of(piece))
 
     def closing(self, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
         return self._document("chat.completion.chunk", [], usage(prompt_tokens, completion_tokens))
 
-    def _delta(self, choice: int, delta: dict[str, str], finish: FinishReason | None) -> dict[str, Any]:
-        entry = {"index": choice, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def _delta(self, choice: int, delta: dict[str, str], grown: Collected) -> dict[str, Any]:
+        logprobs = chat_logprobs(grown.scored, self.names)
+        entry = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": grown.finish}
         return self._document("chat.completion.chunk", [entry])
 
     def _document(self, kind: str, choices: list[dict[str, Any]], used: dict[str, int] | None = None) -> dict[str, Any]:

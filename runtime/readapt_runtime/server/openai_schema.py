@@ -16,8 +16,10 @@ from pydantic import (
     Field,
     StrictInt,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    field_validator,
 )
 
 _SEED = 2**63
@@ -25,12 +27,18 @@ _SEED = 2**63
 
 def _neutral(*values: object) -> BeforeValidator:
     def check(value: object) -> object:
-        if value is not None and not any(type(value) in (type(v), int, float) and value == v for v in values):
+        if value is not None and not any(_is_like(value, v) and value == v for v in values):
             known = f"only {values[0]!r}, which changes nothing, is implemented" if values else "not implemented"
             raise ValueError(known)
         return value
 
     return BeforeValidator(check)
+
+
+def _is_like(value: object, wanted: object) -> bool:
+    """Of one type; a whole number may be written with or without a point."""
+    numbers = (int, float)
+    return type(value) is type(wanted) or (type(value) in numbers and type(wanted) in numbers)
 
 
 def _as_list(value: object) -> object:
@@ -60,15 +68,15 @@ Stops = Annotated[list[str], BeforeValidator(_as_list), AfterValidator(_not_empt
 
 
 class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
 
 
-class AnswerRequest(BaseModel):
+class _Shared(BaseModel):
     """What completions and chat share. Defaults are OpenAI's."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
     model: str = Field(max_length=256)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -90,11 +98,12 @@ class AnswerRequest(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class CompletionRequest(AnswerRequest):
+class CompletionRequest(_Shared):
     prompt: Annotated[str | list[str] | list[StrictInt] | list[list[StrictInt]], WrapValidator(_prompt)]
     best_of: Annotated[Any, _neutral(1)] = None
     echo: Off = None
-    logprobs: Annotated[Any, _neutral()] = None
+    logprobs: int | None = Field(None, ge=0, le=5)
+    """How many of the likeliest tokens are reported with each token; the chosen one always is."""
     suffix: Annotated[Any, _neutral("")] = None
 
     @property
@@ -110,16 +119,21 @@ class CompletionRequest(AnswerRequest):
     def answer_tokens(self) -> int | None:
         return self.max_tokens or 16
 
+    @property
+    def top_log_probs(self) -> int | None:
+        """As in ``SamplingParams``."""
+        return self.logprobs
+
 
 class TextPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     type: Literal["text"]
     text: str
 
 
 class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     role: Literal["system", "user", "assistant", "developer"]
     content: str | list[TextPart]
@@ -132,19 +146,34 @@ class Message(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
 
 
-class ChatRequest(AnswerRequest):
+class ChatRequest(_Shared):
     messages: list[Message] = Field(min_length=1, max_length=1024)
     max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: Off = None
-    top_logprobs: Zero = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
 
     @property
     def answer_tokens(self) -> int | None:
         """None: as many as fit."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def top_log_probs(self) -> int | None:
+        """As in ``SamplingParams``."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise ValueError("needs logprobs to be true")
+        return value
+
+
+AnswerRequest = CompletionRequest | ChatRequest

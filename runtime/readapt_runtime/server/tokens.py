@@ -10,6 +10,7 @@ from readapt_runtime.model.tokenizer import BadTokenizer, load_tokenizer
 from readapt_runtime.safe_tensors import read_json_object
 from readapt_runtime.server.detokenizer import Detokenizer
 from readapt_runtime.server.problems import BadRequest
+from readapt_runtime.server.token_names import TokenNames
 
 
 class Tokens:
@@ -20,6 +21,7 @@ class Tokens:
         tokenizer = load_tokenizer(folder, vocab_size)
         self._tokenizer: Any = tokenizer
         self._vocab_size = vocab_size
+        self.names = TokenNames(tokenizer)
         self.stop_ids = _stop_ids(folder, tokenizer)
 
     def encode(self, text: str) -> tuple[int, ...]:

@@ -107,6 +107,25 @@ def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:
     assert "".join(c.choices[0].text for c in stream) == cut.choices[0].text
 
 
+def test_chat_has_choices_stops_seeds_and_usage(client: openai.OpenAI) -> None:
+    arguments: dict[str, Any] = {"model": "r8", "messages": [{"role": "user", "content": "hi"}], "temperature": 0.7}
+    arguments |= {"seed": 11, "n": 3, "max_completion_tokens": 16}
+    whole = client.chat.completions.create(**arguments)
+    assert [c.index for c in whole.choices] == [0, 1, 2]
+    assert len({c.message.content for c in whole.choices}) == 3
+    texts, usage = ["", "", ""], None
+    for chunk in client.chat.completions.create(**arguments, stream=True, stream_options={"include_usage": True}):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [c.message.content for c in whole.choices]
+    assert usage == whole.usage
+    first = whole.choices[0].message.content or ""
+    cut = client.chat.completions.create(**{**arguments, "n": 1}, stop=first[2:4])
+    assert cut.choices[0].message.content == first[: first.index(first[2:4])]
+    assert cut.choices[0].finish_reason == "stop"
+
+
 def test_a_seed_decides_a_random_answer(client: openai.OpenAI) -> None:
     def ask(seed: int) -> str:
         answer = client.completions.create(model="r8", prompt="x", temperature=1.2, seed=seed, max_tokens=16)
@@ -154,7 +173,15 @@ def test_an_unknown_model_is_404_and_a_broken_adapter_503_with_the_reason(http: 
 
 REFUSED = {
     "unknown parameter": {"top_k": 3},
-    "logprobs": {"logprobs": 2},
+    "logprobs beyond five": {"logprobs": 6},
+    "logprobs of chat": {"logprobs": True},
+    "top_logprobs of chat": {"top_logprobs": 1},
+    "true is no number": {"n": True},
+    "nor is a text": {"max_tokens": "5"},
+    "true is no temperature": {"temperature": True},
+    "zero is not false": {"echo": 0},
+    "one is not true": {"stream": 1},
+    "half a choice": {"n": 1.5},
     "penalty": {"frequency_penalty": 0.5},
     "echo": {"echo": True},
     "best of": {"best_of": 2},
@@ -185,7 +212,9 @@ EXPLAINED: dict[str, tuple[dict[str, object], str, str]] = {
     "half a token": ({"prompt": [1.5]}, "prompt", "prompt: must be a text, a list of texts, token ids"),
     "mixed": ({"prompt": ["a", 1]}, "prompt", "prompt: must be a text, a list of texts, token ids"),
     "penalty": ({"presence_penalty": 1}, "presence_penalty", "presence_penalty: only 0, which changes nothing, is"),
-    "logprobs": ({"logprobs": 2}, "logprobs", "logprobs: not implemented"),
+    "logprobs": ({"logprobs": 6}, "logprobs", "logprobs: Input should be less than or equal to 5"),
+    "n": ({"n": True}, "n", "n: Input should be a valid integer"),
+    "max_tokens": ({"max_tokens": "5"}, "max_tokens", "max_tokens: Input should be a valid integer"),
     "empty stop": ({"stop": [""]}, "stop", "stop: must not be empty"),
 }
 
@@ -220,6 +249,31 @@ def test_neutral_values_are_what_is_computed_anyway(client: openai.OpenAI) -> No
         suffix=None,
         user="someone",
     )
+
+
+CHAT_REFUSED: dict[str, tuple[dict[str, object], str]] = {
+    "a number of logprobs": ({"logprobs": 2}, "logprobs"),
+    "top_logprobs alone": ({"top_logprobs": 3}, "top_logprobs"),
+    "too many top_logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    "true is no number": ({"n": True}, "n"),
+    "nor is a text": ({"max_completion_tokens": "5"}, "max_completion_tokens"),
+}
+
+
+@pytest.mark.parametrize(("change", "param"), CHAT_REFUSED.values(), ids=CHAT_REFUSED.keys())
+def test_the_client_raises_bad_request_with_the_parameter(
+    client: openai.OpenAI, change: dict[str, Any], param: str
+) -> None:
+    messages: list[Any] = [{"role": "user", "content": "x"}]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=messages, **change)
+    assert (caught.value.status_code, caught.value.param) == (400, param)
+
+
+def test_the_client_raises_not_found_for_an_unknown_model(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.completions.create(model="nobody", prompt="x")
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
 def test_images_and_tools_are_refused(http: httpx.Client) -> None:
