@@ -33,6 +33,10 @@ def _tokenizer(tiny: Tiny) -> Any:
     return AutoTokenizer.from_pretrained(tiny.base)
 
 
+def _is_text(token: str) -> bool:
+    return not token.startswith(("bytes:", "token_id:", "</s>"))
+
+
 @pytest.mark.parametrize("name", [None, "r8"], ids=str)
 @pytest.mark.parametrize("top", [0, 5])
 def test_completions_report_the_models_log_probabilities(
@@ -59,8 +63,7 @@ def test_offsets_are_places_in_the_text(client: openai.OpenAI) -> None:
     assert choice.logprobs is not None
     places = list(zip(choice.logprobs.tokens or [], choice.logprobs.text_offset or [], strict=True))
     assert [at for _, at in places] == sorted(at for _, at in places)
-    behind_whole = [now for before, now in pairwise(places) if not before[0].startswith("bytes:")]
-    whole = [(token, at) for token, at in behind_whole if not token.startswith(("bytes:", "token_id:", "</s>"))]
+    whole = [now for before, now in pairwise(places) if _is_text(before[0]) and _is_text(now[0])]
     assert whole
     shown = [(choice.text[at : at + len(token)], at) for token, at in whole]
     assert shown == whole
