@@ -4,8 +4,8 @@
        \\___________________\\__________________> Failed (reason, message)
 
 A generation is one variant under one name. A request pins the generation that will compute its whole answer; a
-desired-set change makes a new generation current and retires the old one, which goes when its last pin does. All
-methods run on the event loop; reading and checking weights happens in worker threads, one variant at a time.
+desired-set change, or loading by hand, makes a new generation current and retires the old one, which goes when its last
+pin does. All methods run on the event loop; reading and checking weights happens in worker threads, one at a time.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol
 
 from readapt_api.artifacts import Probe
 from readapt_api.contract import Digest
 from readapt_api.errors import ReadaptError, Terminal, Transient
-from readapt_api.serving import AdapterState, DesiredAdapter, PodAdapter
+from readapt_api.serving import AdapterState, DesiredAdapter
 from readapt_runtime.engine.core import Variant
-from readapt_runtime.server.registration import Source
+from readapt_runtime.server.generation import NOT_ASKED, Generation
+from readapt_runtime.server.registration import Registered, Source
 from readapt_runtime.server.verification import ProbeMismatch, Verdict
 
 log = logging.getLogger(__name__)
 
-_LATER = 1 << 62
 RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Waits after a Transient error of registration; then the generation fails until a newer set asks again."""
 
@@ -43,44 +42,6 @@ class Verifies(Protocol):
     async def verify(self, variant: Variant, probe: Probe | None) -> Verdict: ...
 
 
-@dataclass(eq=False, slots=True)
-class Generation:
-    """One variant under one name."""
-
-    name: str
-    digest: Digest
-    number: int
-    state: AdapterState = AdapterState.PENDING
-    reason: str = ""
-    message: str = ""
-    # set by registration
-    variant: Variant | None = None
-    probe: Probe | None = None
-    attempts: int = 0
-    resting: bool = False
-    # set by requests
-    pins: int = 0
-    asked: int = _LATER
-    # set by the desired set
-    retired: bool = False
-    # set when Verified or Failed
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def label(self) -> str:
-        """``name@digest``, the value of the adapter header."""
-        return f"{self.name}@{self.digest}"
-
-    @property
-    def wanted(self) -> bool:
-        return not self.retired or self.pins > 0
-
-    def describe(self) -> PodAdapter:
-        return PodAdapter(
-            name=self.name, digest=self.digest, state=self.state, reason=self.reason, message=self.message[:512]
-        )
-
-
 class AdapterTable:
     """See the module."""
 
@@ -88,7 +49,7 @@ class AdapterTable:
         self, source: Source, verifier: Verifies, forget: Callable[[Variant], None], reserved: str = ""
     ) -> None:
         """``reserved`` is the name of the base: an adapter that claims it fails."""
-        self._reserved = reserved
+        self.reserved = reserved
         self._source = source
         self._verifier = verifier
         self._forget = forget
@@ -100,19 +61,47 @@ class AdapterTable:
         self._bells = {AdapterState.PENDING: asyncio.Event(), AdapterState.REGISTERED: asyncio.Event()}
 
     def apply(self, adapters: Iterable[DesiredAdapter]) -> None:
-        """Makes exactly these current; equal (name, digest) keep their generation, failed ones start again."""
+        """Makes these current, beside what was loaded by hand under other names.
+
+        Equal (name, digest) keep their generation, failed ones start again.
+        """
         wanted = {a.name: a.digest for a in adapters}
         for name, old in list(self._current.items()):
+            if old.by_hand and name not in wanted:
+                continue
             if wanted.get(name) != old.digest or old.state is AdapterState.FAILED:
                 self._retire(self._current.pop(name))
         for name, digest in wanted.items():
-            if name not in self._current:
-                generation = Generation(name, digest, next(self._numbers))
-                self._current[name] = generation
-                self._alive.add(generation)
-                if name == self._reserved:
-                    self._settle(generation, AdapterState.FAILED, "NameConflict", "this is the name of the base")
+            if name in self._current:
+                self._current[name].by_hand = False
+            else:
+                self._begin(name, digest)
         self._wake()
+
+    def _begin(self, name: str, digest: Digest) -> Generation:
+        generation = Generation(name, digest, next(self._numbers))
+        self._current[name] = generation
+        self._alive.add(generation)
+        if name == self.reserved:
+            self._settle(generation, AdapterState.FAILED, "NameConflict", "this is the name of the base")
+        return generation
+
+    def find(self, name: str) -> Generation | None:
+        """The current one, if there is one."""
+        return self._current.get(name)
+
+    def install(self, name: str, digest: Digest, registered: Registered) -> None:
+        """Makes a variant current that was registered by hand; the generation before it goes with its last pin."""
+        self.remove(name)
+        generation = self._begin(name, digest)
+        generation.by_hand = True
+        self._equip(generation, registered)
+        self._wake()
+
+    def remove(self, name: str) -> None:
+        """Nobody answers under ``name`` from now on; what is being answered is finished."""
+        if (old := self._current.pop(name, None)) is not None:
+            self._retire(old)
 
     def pin(self, name: str) -> Generation:
         """The generation that answers under ``name`` from now on; each call needs one ``unpin``."""
@@ -120,7 +109,7 @@ class AdapterTable:
         if generation is None:
             raise NoSuchAdapter(f"the model {name!r} does not exist")
         generation.pins += 1
-        if generation.asked == _LATER:
+        if generation.asked == NOT_ASKED:
             generation.asked = next(self._asked)
         return generation
 
@@ -166,11 +155,14 @@ class AdapterTable:
         except Transient as error:
             self._rest(generation, error)
         else:
-            generation.variant = Variant(generation.name, generation.digest, registered.image)
-            generation.probe = registered.probe
-            generation.state = AdapterState.REGISTERED
-            generation.message = ""
-            log.info("adapter registered", extra={"adapter": generation.label, "rank": registered.image.rank})
+            self._equip(generation, registered)
+
+    def _equip(self, generation: Generation, registered: Registered) -> None:
+        generation.variant = Variant(generation.name, generation.digest, registered.image)
+        generation.probe = registered.probe
+        generation.state = AdapterState.REGISTERED
+        generation.message = ""
+        log.info("adapter registered", extra={"adapter": generation.label, "rank": registered.image.rank})
 
     def _rest(self, generation: Generation, error: Transient) -> None:
         """Tries again later, a bounded number of times."""

@@ -1,4 +1,4 @@
-"""The administration port: state, desired set, drain. Never part of the Service."""
+"""The administration port: state, desired set, drain, loading by hand. Never part of the Service."""
 
 from __future__ import annotations
 
@@ -17,18 +17,14 @@ from readapt_runtime.server.admin_tokens import BadToken, TokenCheck
 from readapt_runtime.server.answering import Desk
 from readapt_runtime.server.body import parse_body, read_body
 from readapt_runtime.server.desired_set import DesiredSetKeeper, WrongPod
-from readapt_runtime.server.problems import ApiProblem, Unauthorized
+from readapt_runtime.server.hand_loading import HandLoading
+from readapt_runtime.server.problems import Conflict, Unauthorized
 from readapt_runtime.server.readiness import Readiness
 
 log = logging.getLogger(__name__)
 
 MAX_SET_BYTES = 16 << 20
 _Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-class Conflict(ApiProblem):
-    status = 409
-    kind = "conflict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +38,7 @@ class Admin:
     desk: Desk
     readiness: Readiness
     connections: Callable[[], int]
+    by_hand: HandLoading
     tokens: TokenCheck | None
 
     def routes(self) -> list[Route]:
@@ -49,6 +46,8 @@ class Admin:
             Route("/v1/state", self._guarded(self.state)),
             Route("/v1/desired", self._guarded(self.desired), methods=["POST"]),
             Route("/v1/drain", self._guarded(self.drain), methods=["POST"]),
+            Route("/v1/load_lora_adapter", self._guarded(self.by_hand.load_endpoint), methods=["POST"]),
+            Route("/v1/unload_lora_adapter", self._guarded(self.by_hand.unload_endpoint), methods=["POST"]),
         ]
 
     def _guarded(self, endpoint: _Endpoint) -> _Endpoint:

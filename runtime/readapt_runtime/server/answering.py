@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from readapt_api.errors import ReadaptError
 from readapt_api.serving import HEADER_ADAPTER, AdapterState
 from readapt_runtime.engine.core import SamplingParams, Variant
-from readapt_runtime.server.adapters import AdapterTable, Generation, NoSuchAdapter
+from readapt_runtime.server.adapters import AdapterTable, NoSuchAdapter
 from readapt_runtime.server.engine_client import EngineClient, Job
+from readapt_runtime.server.generation import Generation
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.openai_schema import AnswerRequest
 from readapt_runtime.server.pieces import Choice, Piece

@@ -23,6 +23,10 @@ _AdminKey = Annotated[
 _AdminSubject = Annotated[
     str, typer.Option(metavar="NAMESPACE/NAME", help="The BaseModel whose administration tokens are taken.")
 ]
+_AdapterRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder of PEFT folders that the administration port may load by name.", show_default=False),
+]
 _KeepAlive = Annotated[
     float, typer.Option(help="How long idle connections stay open; longer than clients keep theirs.")
 ]
@@ -44,6 +48,7 @@ def serve(
     admin_public_key: _AdminKey = None,
     admin_subject: _AdminSubject = "",
     api_key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must send.")] = None,
+    adapter_root: _AdapterRoot = None,
     max_model_len: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 2048,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one step of the engine.")] = 2048,
     pool_memory: Annotated[str, typer.Option(help="Memory for KV blocks and adapters, such as 4Gi.")] = "4Gi",
@@ -80,6 +85,7 @@ def serve(
         admin_public_key=admin_public_key,
         admin_subject=admin_subject,
         api_key_file=api_key_file,
+        adapter_root=adapter_root,
         limits=Limits(
             max_model_len=max_model_len,
             max_batch_tokens=max_batch_tokens,

@@ -4,6 +4,7 @@ ApiProblem
 ├── BadRequest          400  a parameter that is wrong or not implemented
 ├── Unauthorized        401
 ├── UnknownModel        404
+├── Conflict            409
 ├── BodyTooLarge        413
 ├── TooManyRequests     429  Retry-After
 └── Unavailable         503  Retry-After: not verified in time, engine stopped, deadline
@@ -60,6 +61,11 @@ class UnknownModel(ApiProblem):
     status = 404
     kind = "invalid_request_error"
     code = "model_not_found"
+
+
+class Conflict(ApiProblem):
+    status = 409
+    kind = "conflict"
 
 
 class BodyTooLarge(ApiProblem):

@@ -21,6 +21,7 @@ from readapt_runtime.server.answering import Desk
 from readapt_runtime.server.app import admin_app, serving_app
 from readapt_runtime.server.desired_set import DesiredSetKeeper, ShardFolder
 from readapt_runtime.server.engine_client import EngineClient
+from readapt_runtime.server.hand_loading import HandLoading
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.listener import Listener, listen
 from readapt_runtime.server.openai import OpenAI
@@ -162,7 +163,15 @@ def _assemble(options: Options, machinery: Machinery) -> _Server:
     check = TokenCheck(options.admin_public_key, options.admin_subject) if options.admin_public_key else None
     admin_host = options.host if check else LOOPBACK
     admin = Admin(
-        options.revision, machinery.base_digest, keeper, adapters, desk, readiness, lambda: serving.connections, check
+        revision=options.revision,
+        base=machinery.base_digest,
+        keeper=keeper,
+        adapters=adapters,
+        desk=desk,
+        readiness=readiness,
+        connections=lambda: serving.connections,
+        by_hand=HandLoading(adapters, machinery.source, machinery.root),
+        tokens=check,
     )
     administration = Listener(admin_app(admin), _listen(admin_host, options.admin_port), limits)
     return _Server(

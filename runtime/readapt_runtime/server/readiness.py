@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from readapt_api.serving import AdapterState
-from readapt_runtime.server.adapters import Generation
+from readapt_runtime.server.generation import Generation
 
 
 @dataclass(eq=False, slots=True)

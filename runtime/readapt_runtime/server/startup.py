@@ -24,6 +24,7 @@ from readapt_runtime.model.backends import Bounds, choose_backends, choose_ops
 from readapt_runtime.model.config import DecoderConfig, read_config
 from readapt_runtime.model.decoder import Decoder
 from readapt_runtime.model.weights import load_weights
+from readapt_runtime.server.adapter_root import AdapterRoot
 from readapt_runtime.server.host_images import HostedSource, HostImages
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.names import require_name
@@ -59,6 +60,7 @@ class Options:
     admin_public_key: Path | None = None
     admin_subject: str = ""
     api_key_file: Path | None = None
+    adapter_root: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ class Options:
             raise BadOptions("--set-dir needs --store, where its variants are")
         if self.admin_public_key and not self.admin_subject:
             raise BadOptions("--admin-public-key needs --admin-subject: the key signs for the pods of other bases too")
+        if self.adapter_root and not self.adapter_root.is_dir():
+            raise BadOptions(f"--adapter-root: {self.adapter_root} is no folder")
         if self.served_name in self.adapters:
             raise BadOptions(f"{self.served_name!r} is the name of the base and of an adapter")
 
@@ -83,6 +87,7 @@ class Machinery:
     tokens: Tokens
     engine: Engine
     source: Source
+    root: AdapterRoot | None
     dtype: str
     limits: Limits
     """Those of the options, within what the base can do."""
@@ -118,7 +123,8 @@ def build(options: Options) -> Machinery:
     hosted = HostedSource(source, HostImages(limits.host_bytes, pinned=device.type == "cuda"))
     name = str(dtype).removeprefix("torch.")
     log.info("engine", extra={"device": str(device), "dtype": name, "pages": pool.num_pages, "base": base_digest})
-    return Machinery(base_digest, config, tokens, engine, hosted, name, limits, given)
+    root = AdapterRoot(options.adapter_root, base_digest, packing) if options.adapter_root else None
+    return Machinery(base_digest, config, tokens, engine, hosted, root, name, limits, given)
 
 
 def _source(options: Options, base: Digest, packing: Packing) -> tuple[Source, DesiredSet | None]:

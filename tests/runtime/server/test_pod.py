@@ -242,7 +242,9 @@ def test_a_digest_that_is_not_in_the_store_waits_and_is_then_told(
     assert (ghost.state, missing in ghost.message) == ("Pending", True)
 
 
-@pytest.mark.parametrize("path", ["/v1/state", "/v1/desired", "/v1/drain"])
+@pytest.mark.parametrize(
+    "path", ["/v1/state", "/v1/desired", "/v1/drain", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"]
+)
 def test_every_admin_path_needs_a_token(running: Running, operator: Operator, path: str) -> None:
     method = "GET" if path == "/v1/state" else "POST"
     refused = httpx.request(method, running.admin + path, json={})

@@ -1,0 +1,40 @@
+"""Adapters of one configured folder, ``readapt serve --adapter-root``: PEFT folders that are asked for by name.
+
+In: the name of a folder directly below the root, from the administration port. Out: its digest and its image. A name
+is a single path component by its pattern, and a link that leads out of the root is not followed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from readapt_api.contract import Digest
+from readapt_api.errors import Transient
+from readapt_runtime.server.registration import Packing, Registered, folder_digest
+from readapt_runtime.store import MissingArtifact
+
+
+class FolderChanged(Transient):
+    """The folder changed while it was being read."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRoot:
+    """See the module; blocking, called in a worker thread."""
+
+    folder: Path
+    base: Digest
+    packing: Packing
+
+    def load(self, name: str) -> tuple[Digest, Registered]:
+        """Raises MissingArtifact for what is no folder below the root, FolderChanged, and what packing raises."""
+        root = self.folder.resolve()
+        folder = (root / name).resolve()
+        if not folder.is_relative_to(root) or folder == root or not folder.is_dir():
+            raise MissingArtifact(f"the adapter root has no folder {name!r}")
+        digest = folder_digest(self.base, folder)
+        image = self.packing.pack(folder, None)
+        if folder_digest(self.base, folder) != digest:
+            raise FolderChanged(f"{name}: its files changed while they were read")
+        return digest, Registered(image, None)
