@@ -105,10 +105,12 @@ def read_adapter(
     entry = None if manifest is None else next((f for f in manifest.files if f.name == ADAPTER_WEIGHTS), None)
     if manifest is not None and entry is None:
         raise BadWeights(f"{manifest.digest}: its manifest lists no {ADAPTER_WEIGHTS}")
-    with TensorFile(folder / ADAPTER_WEIGHTS, ADAPTER_LIMITS, entry) as file:
+    with TensorFile(folder / ADAPTER_WEIGHTS, ADAPTER_LIMITS) as file:
         _check_keys(file.infos, expected, shapes)
-        modules = {name: _read_module(file, name, Shape(*shapes[name]), config, max_rank) for name in expected}
-    return LoraAdapter(modules)
+        for name in expected:
+            _check_shapes(file, name, Shape(*shapes[name]), config, max_rank)
+        tensors = file.read_all(entry)
+    return LoraAdapter({name: _module(tensors, name, config) for name in expected})
 
 
 def write_adapter(folder: Path, adapter: LoraAdapter, base_name: str) -> None:
@@ -157,7 +159,7 @@ def _why_unexpected(key: str, shapes: Mapping[str, object]) -> str:
     return f"{key}: the base has no linear module {match['module']} that can carry LoRA"
 
 
-def _read_module(file: TensorFile, name: str, shape: Shape, config: PeftLoraConfig, max_rank: int | None) -> LoraModule:
+def _check_shapes(file: TensorFile, name: str, shape: Shape, config: PeftLoraConfig, max_rank: int | None) -> None:
     rank = config.rank(name)
     if max_rank is not None and rank > max_rank:
         raise BadWeights(f"{name}: rank {rank} is above the allowed {max_rank}")
@@ -169,8 +171,11 @@ def _read_module(file: TensorFile, name: str, shape: Shape, config: PeftLoraConf
                 f"{name}: lora_{side} has shape {list(found)}, expected {list(expected)} "
                 f"(rank {rank} on a base weight of {[shape.out, shape.into]})"
             )
-    a, b = (file.read(f"{_PREFIX}{name}.lora_{side}.weight") for side in "AB")
-    if not bool(a.any()):
+
+
+def _module(tensors: Mapping[str, torch.Tensor], name: str, config: PeftLoraConfig) -> LoraModule:
+    a, b = (tensors[f"{_PREFIX}{name}.lora_{side}.weight"] for side in "AB")
+    if not bool(a.flatten()[0]) and not bool(a.any()):
         # No training and no extraction leaves an A of zeros; a hole in the file after a power loss does.
         raise BadWeights(f"{name}: lora_A holds nothing but zeros")
     return LoraModule(name, a, b, config.scale(name))

@@ -67,6 +67,8 @@ class PeftLoraConfig:
     """What a config says about each linear module."""
 
     document: _Document
+    targeted: frozenset[str] = frozenset()
+    """Names and suffixes of names in ``target_modules``, when that is a list."""
 
     def targets(self, name: str) -> bool:
         """Whether the adapter has weights for the module ``name``."""
@@ -75,7 +77,7 @@ class PeftLoraConfig:
             return False
         if isinstance(document.target_modules, str):
             return document.target_modules.lower() == "all-linear" or _names(document.target_modules, name)
-        return _names(document.target_modules, name) and self._in_layers(name)
+        return not self.targeted.isdisjoint(_suffixes(name)) and self._in_layers(name)
 
     def rank(self, name: str) -> int:
         """The rank of a module, ``rank_pattern`` first."""
@@ -126,7 +128,8 @@ def parse_config(document: Mapping[str, object]) -> PeftLoraConfig:
     if not all(math.isfinite(alpha) for alpha in (parsed.alpha_pattern or {}).values()):
         raise BadWeights(f"{ADAPTER_CONFIG}: alpha_pattern: not a finite number")
     _compile(parsed)
-    return PeftLoraConfig(parsed)
+    listed = frozenset[str]() if isinstance(parsed.target_modules, str) else frozenset(parsed.target_modules)
+    return PeftLoraConfig(parsed, listed)
 
 
 def _names(names: list[str] | str, module: str) -> bool:
@@ -134,6 +137,12 @@ def _names(names: list[str] | str, module: str) -> bool:
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _suffixes(module: str) -> list[str]:
+    """The name itself and what follows each of its dots."""
+    parts = module.split(".")
+    return [".".join(parts[at:]) for at in range(len(parts))]
 
 
 def _pattern(patterns: Mapping[str, _Number] | None, module: str, default: _Number) -> _Number:

@@ -22,9 +22,10 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -43,7 +44,8 @@ _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _FINITE_BLOCK = 1 << 22
 _READ_BLOCK = 1 << 21
 """Elements."""
-_HASH_BLOCK = 8 << 20
+_ALIGNMENT = 8
+"""Bytes; of every element that may be stored."""
 
 
 class BadWeights(Terminal):
@@ -87,12 +89,8 @@ class TensorInfo:
 class TensorFile:
     """One open safetensors file whose header has been checked; a context manager."""
 
-    def __init__(self, path: Path, limits: Limits = CHECKPOINT_LIMITS, entry: FileEntry | None = None) -> None:
-        """Opens and checks ``path``; with ``entry`` (of a manifest) its bytes must be those that it names.
-
-        The bytes are hashed through the descriptor that tensors are read from later: a file that is put in its
-        place meanwhile changes nothing. Raises BadWeights; a missing file is BadWeights too.
-        """
+    def __init__(self, path: Path, limits: Limits = CHECKPOINT_LIMITS) -> None:
+        """Opens ``path`` and checks its header. Raises BadWeights; a missing file is BadWeights too."""
         self.path = path
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -100,8 +98,6 @@ class TensorFile:
             raise BadWeights(f"{path}: no such file") from None
         try:
             self.infos = _read_header(self._descriptor, path.name, limits)
-            if entry is not None and _sha256(self._descriptor, path.name) != entry.sha256:
-                raise BadWeights(f"{path.name}: its sha256 is not that of the manifest")
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -116,6 +112,21 @@ class TensorFile:
         tensor = raw.view(info.dtype).reshape(info.shape)
         require_finite(tensor, f"{self.path.name}: {name}")
         return tensor
+
+    def read_all(self, entry: FileEntry | None = None) -> dict[str, torch.Tensor]:
+        """Every tensor as ``read`` gives it: views of one buffer, which takes a fraction of the time.
+
+        With ``entry`` (of a manifest) the file's bytes must be those that it names. It is the buffer that is hashed:
+        a file that is put in its place meanwhile changes nothing. Raises BadWeights, FileChanged.
+        """
+        infos = list(self.infos.values())
+        start, size = (infos[0].begin, infos[-1].end) if infos else (0, 0)
+        pad = -start % _ALIGNMENT
+        raw = torch.empty(pad + size, dtype=torch.uint8)[pad:]
+        _read_into(self._descriptor, raw.numpy().data, 0, self.path.name)
+        if entry is not None and hashlib.sha256(raw.numpy().data).hexdigest() != entry.sha256:
+            raise BadWeights(f"{self.path.name}: its sha256 is not that of the manifest")
+        return _views(raw[start:], infos, self.path.name)
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Fills ``out``, contiguous and of the tensor's shape, in its own dtype on its own device, a block at a time.
@@ -221,6 +232,22 @@ def require_finite(tensor: torch.Tensor, what: str) -> None:
             raise BadWeights(f"{what}: NaN or infinite values")
 
 
+def _views(data: torch.Tensor, infos: Sequence[TensorInfo], file: str) -> dict[str, torch.Tensor]:
+    """The tensors of the data part of a file, whose first byte lies at a multiple of 8. Raises BadWeights."""
+    tensors: dict[str, torch.Tensor] = {}
+    for dtype, run in groupby(infos, key=lambda info: info.dtype):
+        members = list(run)
+        start, stop = (at - infos[0].begin for at in (members[0].begin, members[-1].end))
+        part = data[start:stop]
+        flat = (part if part.storage_offset() % dtype.itemsize == 0 else part.clone()).view(dtype)
+        pieces = torch.split(flat, [info.elements for info in members])
+        tensors |= {info.name: piece.view(info.shape) for info, piece in zip(members, pieces, strict=True)}
+        if not bool(torch.isfinite(flat.sum())):
+            for info in members:
+                require_finite(tensors[info.name], f"{file}: {info.name}")
+    return tensors
+
+
 def read_json_object(path: Path, limit: int = 4 << 20) -> dict[str, object]:
     """A JSON object out of a file of bounded size. Raises BadWeights naming the file."""
     try:
@@ -317,14 +344,6 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f"key {key[:80]!r} appears more than once")
     return document
-
-
-def _sha256(descriptor: int, name: str) -> str:
-    sha = hashlib.sha256()
-    size = os.fstat(descriptor).st_size
-    for offset in range(0, size, _HASH_BLOCK):
-        sha.update(_read_exactly(descriptor, min(_HASH_BLOCK, size - offset), offset, name))
-    return sha.hexdigest()
 
 
 def _read_exactly(descriptor: int, size: int, offset: int, name: str) -> bytes:

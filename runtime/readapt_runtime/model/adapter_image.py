@@ -67,14 +67,14 @@ def pack_adapter(
     modules: Mapping[str, LoraFactors], config: DecoderConfig, page_elements: int, dtype: torch.dtype
 ) -> AdapterImage:
     """Packs the modules (full names, any subset) into pages of ``page_elements`` per layer."""
-    packed = [_pack_layer(modules, config, layer) for layer in range(config.num_layers)]
+    linears = config.linears
+    packed = [_pack_layer(modules, config, linears, layer) for layer in range(config.num_layers)]
     num_pages = max(1, *(-(-sum(t.numel() for t in tensors) // page_elements) for _, tensors in packed))
     rows = torch.zeros(config.num_layers, num_pages * page_elements, dtype=dtype)
     for row, (_, tensors) in zip(rows, packed, strict=True):
-        offset = 0
-        for tensor in tensors:
-            row[offset : offset + tensor.numel()].view(tensor.shape).copy_(tensor)
-            offset += tensor.numel()
+        sizes = [tensor.numel() for tensor in tensors]
+        for place, tensor in zip(row[: sum(sizes)].split(sizes), tensors, strict=True):
+            place.view(tensor.shape).copy_(tensor)
     pages = rows.view(config.num_layers, num_pages, page_elements).transpose(0, 1)
     return AdapterImage(
         layers=tuple(directory for directory, _ in packed),
@@ -85,11 +85,11 @@ def pack_adapter(
 
 
 def _pack_layer(
-    modules: Mapping[str, LoraFactors], config: DecoderConfig, layer: int
+    modules: Mapping[str, LoraFactors], config: DecoderConfig, linears: Mapping[Linear, FusedLinear], layer: int
 ) -> tuple[Mapping[Linear, LinearFactors], list[torch.Tensor]]:
     present = [
         (linear, fused, {i: modules[name] for i, name in enumerate(names) if name in modules})
-        for linear, fused in config.linears.items()
+        for linear, fused in linears.items()
         for names in ([config.module_name(layer, part.module) for part in fused.slices],)
     ]
     placed = tuple(

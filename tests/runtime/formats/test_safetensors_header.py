@@ -252,3 +252,30 @@ def test_values_that_are_not_finite_are_refused_in_their_place_too(tmp_path: Pat
     for dtype in (torch.float32, torch.bfloat16):
         with TensorFile(tmp_path / "x.safetensors") as file, pytest.raises(BadWeights, match="x: NaN or infinite"):
             file.read_into("x", torch.empty(2, dtype=dtype))
+
+
+@pytest.mark.parametrize("padding", range(8))
+def test_all_tensors_at_once_are_those_one_by_one_wherever_they_lie(tmp_path: Path, padding: int) -> None:
+    """A header of any length shifts the data; a half-precision tensor of odd size shifts what follows it."""
+    odd = torch.tensor([1.5], dtype=torch.bfloat16)
+    whole = {"a": torch.arange(3.0), "b": odd, "c": torch.arange(4.0).reshape(2, 2)}
+    header, data, at = {}, b"", 0
+    for name, tensor in whole.items():
+        raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        kind = "BF16" if tensor.dtype == torch.bfloat16 else "F32"
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [at, at + len(raw)]}
+        data, at = data + raw, at + len(raw)
+    join(tmp_path / "f", json.dumps(header).encode() + b" " * padding, data)
+    with TensorFile(tmp_path / "f") as file:
+        found = file.read_all()
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in whole.items())
+
+
+def test_all_tensors_at_once_are_finite_and_the_one_that_is_not_is_named(tmp_path: Path) -> None:
+    save_file({"fine": torch.full((8,), 3e38), "x": torch.tensor([1.0, float("nan")])}, tmp_path / "x.safetensors")
+    with TensorFile(tmp_path / "x.safetensors") as file, pytest.raises(BadWeights, match="x: NaN or infinite"):
+        file.read_all()
+    save_file({"large": torch.full((8,), 3e38)}, tmp_path / "large.safetensors")
+    with TensorFile(tmp_path / "large.safetensors") as file:
+        assert file.read_all()["large"].numel() == 8, "a sum that overflows is no infinity"

@@ -248,6 +248,20 @@ def test_a_load_that_fails_in_place_leaves_the_old_one(hand: Hand) -> None:
     hand.assert_answers_as("mine", "r8")
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_bytes_that_changed_in_the_store_are_refused(hand: Hand, tmp_path: Path, name: str) -> None:
+    store = Store(hand.running.machinery.source.store.root)  # type: ignore[attr-defined]
+    variant = publish_variant(store, hand.tiny.adapters["r3"], hand.base, None, tmp_path / "copy")
+    file = store.open(variant.digest).path / name
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 0x20
+    file.write_bytes(content)
+    answer = hand.load("x", variant.digest)
+    assert answer.status_code == 400
+    assert "sha256" in answer.json()["error"]["message"] or "have changed" in answer.json()["error"]["message"]
+    shutil.rmtree(file.parent)
+
+
 def test_of_concurrent_loads_of_one_name_one_wins_and_the_others_are_told(hand: Hand) -> None:
     statuses: list[int] = []
 
