@@ -25,7 +25,7 @@ class Scheduler:
         self._limits = limits
         self._clock = clock
         # each running sequence may decode one token in every step
-        self._max_running = min(limits.max_running, limits.max_batch_tokens)
+        self.max_running = min(limits.max_running, limits.max_batch_tokens)
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self._preloaded: WeakSet[Variant] = WeakSet()
@@ -77,7 +77,7 @@ class Scheduler:
 
     def can_admit(self, seq: Sequence, ahead: set[Variant]) -> bool:
         """Whether there is a running place, the adapter, and pages for what is known and a little of the answers."""
-        return len(self.running) < self._max_running and self._memory.can_start(seq, ahead, self._headroom)
+        return len(self.running) < self.max_running and self._memory.can_start(seq, ahead, self._headroom)
 
     def admit(self, seq: Sequence, ahead: set[Variant]) -> None:
         """Takes the pages; only after ``can_admit``."""
@@ -147,7 +147,7 @@ class Scheduler:
         """Whether pages are what is missing, not a running place or an adapter that is on its way."""
         variant = seq.request.variant
         is_loading = variant is not None and self._memory.residency.is_loading(variant)
-        return len(self.running) < self._max_running and not is_loading
+        return len(self.running) < self.max_running and not is_loading
 
     def _load(self, variant: Variant, ahead: set[Variant]) -> None:
         """Begins to load an absent adapter, if there is room for it."""

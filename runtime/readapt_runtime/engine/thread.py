@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from readapt_runtime.engine.core import EngineDead, Failure, Request, Variant
 from readapt_runtime.engine.engine import Engine
+from readapt_runtime.engine.stats import StepTimes, observe
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ class EngineThread:
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self.error: Exception | None = None
+        self.stats = observe(engine, StepTimes())
+        """Replaced after each step, and when there is nothing left to do."""
 
     def start(self) -> None:
         self._thread.start()
@@ -65,7 +69,10 @@ class EngineThread:
         try:
             moved = True
             while self._take_commands(moved):
+                began = time.perf_counter()
                 moved = self._engine.step()
+                steps = self.stats.steps.and_one(time.perf_counter() - began) if moved else self.stats.steps
+                self.stats = observe(self._engine, steps)
             self._close()
             self._engine.abort(EngineDead("the server is shutting down"))
             self._engine.memory.clear()
@@ -88,6 +95,7 @@ class EngineThread:
             while True:
                 if not self._engine.has_work and self._inbox.empty():
                     self._engine.memory.check()
+                    self.stats = observe(self._engine, self.stats.steps)
                 idle = not self._engine.has_work
                 command = self._inbox.get(block=idle or not moved, timeout=None if idle else _STALLED_S)
                 if command is None:

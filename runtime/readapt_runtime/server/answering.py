@@ -14,6 +14,7 @@ from readapt_runtime.server.adapters import AdapterTable, NoSuchAdapter
 from readapt_runtime.server.engine_client import EngineClient, Job
 from readapt_runtime.server.generation import Generation
 from readapt_runtime.server.limits import Limits
+from readapt_runtime.server.metrics import AnswerClock, Outcome, ServingMetrics
 from readapt_runtime.server.openai_schema import AnswerRequest
 from readapt_runtime.server.pieces import Choice, Piece
 from readapt_runtime.server.problems import (
@@ -39,12 +40,14 @@ class Plan:
 class Ticket:
     """An admitted request; holds its place and its adapter's generation until it is closed."""
 
-    def __init__(self, desk: Desk, count: int, generation: Generation | None, deadline: float) -> None:
+    def __init__(self, desk: Desk, count: int, generation: Generation | None, started: float, deadline: float) -> None:
         self._desk = desk
         self._count = count
         self._open = True
         self.generation = generation
+        self.started = started
         self.deadline = deadline
+        self.outcome = Outcome.GONE
 
     @property
     def headers(self) -> dict[str, str]:
@@ -61,12 +64,21 @@ class Ticket:
 class Desk:
     """Admits requests and turns them into text."""
 
-    def __init__(self, base: str, tokens: Tokens, client: EngineClient, adapters: AdapterTable, limits: Limits) -> None:
+    def __init__(
+        self,
+        base: str,
+        tokens: Tokens,
+        client: EngineClient,
+        adapters: AdapterTable,
+        limits: Limits,
+        metrics: ServingMetrics,
+    ) -> None:
         self._base = base
         self._tokens = tokens
         self._client = client
         self._adapters = adapters
         self._limits = limits
+        self.metrics = metrics
         self.in_flight = 0
 
     def plan(self, params: AnswerRequest, prompts: Sequence[tuple[int, ...]]) -> Plan:
@@ -100,14 +112,15 @@ class Desk:
 
     async def admit(self, model: str, plan: Plan) -> Ticket:
         """Pins the generation that answers, and waits until it is verified; raises ApiProblem."""
-        deadline = self._client.clock() + self._limits.request_s
+        started = self._client.clock()
+        deadline = started + self._limits.request_s
         count = len(plan.jobs)
         generation = self._pin(model)
         if self.in_flight + count > self._limits.max_in_flight:
             self._unpin(generation)
             raise TooManyRequests(f"more than {self._limits.max_in_flight} answers are being computed")
         self.in_flight += count
-        ticket = Ticket(self, count, generation, deadline)
+        ticket = Ticket(self, count, generation, started, deadline)
         try:
             if generation is not None:
                 await self._verified(generation, deadline)
@@ -149,15 +162,18 @@ class Desk:
         choices = [Choice(self._tokens.detokenizer(), plan.stops) for _ in plan.jobs]
         variant: Variant | None = ticket.generation.variant if ticket.generation else None
         unfinished = len(choices)
+        clock = AnswerClock(self.metrics, self._client.clock, ticket.started, plan.prompt_tokens)
         try:
             async with aclosing(self._client.answer(plan.jobs, variant, ticket.deadline)) as events:
                 async for index, token in events:
                     if choices[index].finished:
                         continue  # a stop string ended it before the engine did
+                    clock.token(index)
                     piece = choices[index].push(token)
                     yield index, piece
                     unfinished -= piece.finish is not None
                     if unfinished == 0:
+                        clock.end()
                         return
         except ReadaptError as error:
             raise from_engine(error) from error

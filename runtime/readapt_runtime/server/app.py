@@ -21,7 +21,7 @@ from readapt_runtime.server.readiness import Readiness
 def serving_app(
     openai: OpenAI, engine: EngineThread, readiness: Readiness, revision: str, api_key: str | None
 ) -> ASGIApp:
-    """OpenAI endpoints behind the key when there is one, health without."""
+    """OpenAI endpoints behind the key when there is one, health and metrics without."""
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok") if engine.alive else PlainTextResponse("the engine has stopped", 500)
@@ -30,7 +30,8 @@ def serving_app(
         return PlainTextResponse(readiness.explain(), 200 if readiness.ready else 503)
 
     health = [Route("/healthz", healthz), Route("/readyz", readyz)]
-    app: ASGIApp = _application([*openai.routes(), *health])
+    metrics = Route("/metrics", openai.desk.metrics.endpoint)
+    app: ASGIApp = _application([*openai.routes(), *health, metrics])
     if api_key is not None:
         app = RequireKey(app, api_key)
     return StampAnswers(app, revision, readiness)

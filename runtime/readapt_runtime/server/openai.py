@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,14 @@ from readapt_runtime.server.answering import Desk, Plan, Ticket
 from readapt_runtime.server.body import parse_body, read_body
 from readapt_runtime.server.disconnect import EventStream, unless_disconnected
 from readapt_runtime.server.limits import Limits
+from readapt_runtime.server.metrics import Outcome
 from readapt_runtime.server.openai_answers import Answer, ChatAnswer, Collected, CompletionAnswer
 from readapt_runtime.server.openai_schema import AnswerRequest, ChatRequest, CompletionRequest
 from readapt_runtime.server.pieces import Piece
 from readapt_runtime.server.problems import ApiProblem, UnknownModel
 from readapt_runtime.server.tokens import Tokens
 
+_Endpoint = Callable[[Request], Awaitable[Response]]
 _Pieces = AsyncGenerator[tuple[int, Piece], None]
 _SERVED = {AdapterState.REGISTERED, AdapterState.VERIFIED}
 
@@ -43,9 +45,27 @@ class OpenAI:
         return [
             Route("/v1/models", self.models),
             Route("/v1/models/{model}", self.model),
-            Route("/v1/completions", self.completions, methods=["POST"]),
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self._counted(self.completions), methods=["POST"]),
+            Route("/v1/chat/completions", self._counted(self.chat), methods=["POST"]),
         ]
+
+    def _counted(self, endpoint: _Endpoint) -> _Endpoint:
+        """Counts the outcome, but of a stream that has begun: it is counted at its end."""
+
+        async def counted(request: Request) -> Response:
+            outcome: Outcome | None = Outcome.GONE
+            try:
+                response = await endpoint(request)
+                outcome = None if isinstance(response, EventStream) else Outcome.ANSWERED
+                return response
+            except ApiProblem as problem:
+                outcome = Outcome.REFUSED if problem.status < 500 else Outcome.FAILED
+                raise
+            finally:
+                if outcome is not None:
+                    self.desk.metrics.count(outcome)
+
+        return counted
 
     async def models(self, request: Request) -> Response:
         """The base, then every registered adapter."""
@@ -108,18 +128,19 @@ class OpenAI:
         except BaseException:
             await pieces.aclose()
             raise
-        events = _events(first, pieces, plan, answer, params.include_usage)
+        events = _events(first, pieces, plan, answer, ticket, params.include_usage)
 
         async def close() -> None:
             await events.aclose()
             await pieces.aclose()
+            self.desk.metrics.count(ticket.outcome)
             ticket.close()
 
         return EventStream(events, ticket.headers, close)
 
 
 async def _events(
-    first: tuple[int, Piece], pieces: _Pieces, plan: Plan, answer: Answer, include_usage: bool
+    first: tuple[int, Piece], pieces: _Pieces, plan: Plan, answer: Answer, ticket: Ticket, include_usage: bool
 ) -> AsyncGenerator[str, None]:
     for choice in range(len(plan.jobs)):
         if (opening := answer.opening(choice)) is not None:
@@ -132,11 +153,13 @@ async def _events(
             if piece.text or piece.finish or piece.scored:
                 yield _event(answer.chunk(index, piece))
     except ApiProblem as problem:
+        ticket.outcome = Outcome.FAILED
         yield _event(problem.body())
         return
     if include_usage:
         yield _event(answer.closing(plan.prompt_tokens, produced))
     yield "data: [DONE]\n\n"
+    ticket.outcome = Outcome.ANSWERED
 
 
 def _event(document: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from readapt_api.errors import EXIT_BUG, EXIT_OK
 from readapt_api.serving import DesiredSet
@@ -21,9 +22,11 @@ from readapt_runtime.server.answering import Desk
 from readapt_runtime.server.app import admin_app, serving_app
 from readapt_runtime.server.desired_set import DesiredSetKeeper, ShardFolder
 from readapt_runtime.server.engine_client import EngineClient
+from readapt_runtime.server.engine_metrics import EngineMetrics
 from readapt_runtime.server.hand_loading import HandLoading
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.listener import Listener, listen
+from readapt_runtime.server.metrics import ServingMetrics
 from readapt_runtime.server.openai import OpenAI
 from readapt_runtime.server.readiness import Readiness
 from readapt_runtime.server.startup import BadOptions, Machinery, Options
@@ -145,7 +148,8 @@ def _assemble(options: Options, machinery: Machinery) -> _Server:
     readiness = Readiness()
     verifier = Verifier(client, machinery.config.vocab_size, machinery.dtype)
     adapters = AdapterTable(machinery.source, verifier, client.forget, reserved=options.served_name)
-    desk = Desk(options.served_name, machinery.tokens, client, adapters, limits)
+    metrics = _metrics(options, machinery, engine, adapters)
+    desk = Desk(options.served_name, machinery.tokens, client, adapters, limits, metrics)
 
     def take(desired: DesiredSet) -> None:
         adapters.apply(desired.adapters)
@@ -187,6 +191,19 @@ def _assemble(options: Options, machinery: Machinery) -> _Server:
         options.host,
         admin_host,
     )
+
+
+def _metrics(options: Options, machinery: Machinery, engine: EngineThread, adapters: AdapterTable) -> ServingMetrics:
+    metrics = ServingMetrics()
+    build = {
+        "version": version("readapt"),
+        "revision": options.revision,
+        "base": machinery.base_digest,
+        "dtype": machinery.dtype,
+    }
+    observed = EngineMetrics(options.served_name, build, lambda: engine.stats, lambda: adapters.generations)
+    metrics.registry.register(observed)
+    return metrics
 
 
 def _listen(host: str, port: int) -> socket.socket:
