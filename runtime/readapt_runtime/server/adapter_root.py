@@ -11,7 +11,8 @@ from pathlib import Path
 
 from readapt_api.contract import Digest
 from readapt_api.errors import Transient
-from readapt_runtime.server.registration import Packing, Registered, folder_digest
+from readapt_runtime.server.host_images import HostImages
+from readapt_runtime.server.registration import Packing, Registered, WrongArtifact, folder_digest
 from readapt_runtime.store import MissingArtifact
 
 
@@ -26,9 +27,20 @@ class AdapterRoot:
     folder: Path
     base: Digest
     packing: Packing
+    images: HostImages
 
     def load(self, name: str) -> tuple[Digest, Registered]:
         """Raises MissingArtifact for what is no folder below the root, FolderChanged, and what packing raises."""
+        digest, registered = self._read(name)
+        return digest, self.images.keep(digest, registered, lambda: self._again(name, digest))
+
+    def _again(self, name: str, digest: Digest) -> Registered:
+        found, registered = self._read(name)
+        if found != digest:
+            raise WrongArtifact(f"{name} is another adapter now than the one that was loaded")
+        return registered
+
+    def _read(self, name: str) -> tuple[Digest, Registered]:
         root = self.folder.resolve()
         folder = (root / name).resolve()
         if not folder.is_relative_to(root) or folder == root or not folder.is_dir():

@@ -28,6 +28,12 @@ class HostImages:
         self._lock = Lock()
         self.held_bytes = 0
 
+    def keep(self, digest: Digest, registered: Registered, again: Callable[[], Registered]) -> Registered:
+        """The same with its pages here; ``again`` reads and checks it once more after they were pushed out."""
+        self.put(digest, registered.image.read())
+        image = replace(registered.image, read=lambda: self.get(digest, lambda: again().image.read()))
+        return replace(registered, image=image)
+
     def get(self, digest: Digest, read: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The pages; ``read`` (outside the lock, its errors pass) when they are not here."""
         with self._lock:
@@ -55,18 +61,11 @@ class HostImages:
 
 
 class HostedSource:
-    """See ``Source``."""
+    """A source (see ``Source``) whose images stay on the host, within the bound."""
 
     def __init__(self, source: Source, images: HostImages) -> None:
         self._source = source
         self._images = images
 
     def load(self, digest: Digest) -> Registered:
-        """Reads and checks the variant; so does its image when it is wanted after it was pushed out."""
-        registered = self._source.load(digest)
-        self._images.put(digest, registered.image.read())
-        image = replace(registered.image, read=lambda: self._images.get(digest, lambda: self._read(digest)))
-        return replace(registered, image=image)
-
-    def _read(self, digest: Digest) -> torch.Tensor:
-        return self._source.load(digest).image.read()
+        return self._images.keep(digest, self._source.load(digest), lambda: self._source.load(digest))

@@ -120,10 +120,11 @@ def build(options: Options) -> Machinery:
     packing = Packing(config, pool.layout.elements, dtype, limits.max_rank)
     with _stage("digest adapters"):
         source, given = _source(options, base_digest, packing)
-    hosted = HostedSource(source, HostImages(limits.host_bytes, pinned=device.type == "cuda"))
+    images = HostImages(limits.host_bytes, pinned=device.type == "cuda")
+    hosted = HostedSource(source, images)
     name = str(dtype).removeprefix("torch.")
     log.info("engine", extra={"device": str(device), "dtype": name, "pages": pool.num_pages, "base": base_digest})
-    root = AdapterRoot(options.adapter_root, base_digest, packing) if options.adapter_root else None
+    root = AdapterRoot(options.adapter_root, base_digest, packing, images) if options.adapter_root else None
     return Machinery(base_digest, config, tokens, engine, hosted, root, name, limits, given)
 
 

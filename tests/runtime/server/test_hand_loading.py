@@ -249,8 +249,10 @@ def test_a_load_that_fails_in_place_leaves_the_old_one(hand: Hand) -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
-def test_bytes_that_changed_in_the_store_are_refused(hand: Hand, tmp_path: Path, name: str) -> None:
-    store = Store(hand.running.machinery.source.store.root)  # type: ignore[attr-defined]
+def test_bytes_that_changed_in_the_store_are_refused(
+    hand: Hand, stock: tuple[Store, Digest, dict[str, Digest]], tmp_path: Path, name: str
+) -> None:
+    store = stock[0]
     variant = publish_variant(store, hand.tiny.adapters["r3"], hand.base, None, tmp_path / "copy")
     file = store.open(variant.digest).path / name
     content = bytearray(file.read_bytes())
