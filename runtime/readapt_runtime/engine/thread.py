@@ -32,6 +32,7 @@ class EngineThread:
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self.error: Exception | None = None
+        self._step_began: float | None = None
         self.stats = observe(engine, StepTimes())
         """Replaced after each step, and when there is nothing left to do."""
 
@@ -41,6 +42,12 @@ class EngineThread:
     @property
     def alive(self) -> bool:
         return self.error is None and self._thread.is_alive()
+
+    @property
+    def step_s(self) -> float:
+        """Seconds that the present step has taken so far; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
 
     def submit(self, request: Request) -> None:
         """Queues the request; its events follow, at least one."""
@@ -69,9 +76,10 @@ class EngineThread:
         try:
             moved = True
             while self._take_commands(moved):
-                began = time.perf_counter()
+                self._step_began = began = time.monotonic()
                 moved = self._engine.step()
-                steps = self.stats.steps.and_one(time.perf_counter() - began) if moved else self.stats.steps
+                self._step_began = None
+                steps = self.stats.steps.and_one(time.monotonic() - began) if moved else self.stats.steps
                 self.stats = observe(self._engine, steps)
             self._close()
             self._engine.abort(EngineDead("the server is shutting down"))

@@ -24,7 +24,11 @@ def serving_app(
     """OpenAI endpoints behind the key when there is one, health and metrics without."""
 
     async def healthz(request: Request) -> Response:
-        return PlainTextResponse("ok") if engine.alive else PlainTextResponse("the engine has stopped", 500)
+        if not engine.alive:
+            return PlainTextResponse("the engine has stopped", 500)
+        if engine.step_s > openai.limits.step_s:
+            return PlainTextResponse("the engine hangs", 500)
+        return PlainTextResponse("ok")
 
     async def readyz(request: Request) -> Response:
         return PlainTextResponse(readiness.explain(), 200 if readiness.ready else 503)

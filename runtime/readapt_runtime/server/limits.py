@@ -33,6 +33,8 @@ class Limits:
     """Request line and headers together."""
     receive_s: float = 30.0
     """From the first byte of a request to its last."""
+    step_s: float = 300.0
+    """One step of the engine; one that takes longer is taken for hung, and the process ends."""
     request_s: float = REQUEST_LIMIT_S
     """From admission to the last token, waiting for verification included."""
     max_connections: int = 4096

@@ -36,7 +36,12 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 _TICK_S = 0.05
+_WATCH_S = 1.0
 ENGINE_STOP_S = 10.0
+
+
+class EngineHung(RuntimeError):
+    """A step of the engine does not end; only a new process helps."""
 
 
 async def run(options: Options, machinery: Machinery, announce: Callable[[str], None]) -> int:
@@ -97,6 +102,7 @@ class _Server:
         work = [self.adapters.run(), self.serving.run_until_exit(), self.administration.run_until_exit()]
         if self.shards is not None:
             work.append(self.shards.watch())
+        work.append(_watch(self.engine, self.limits.step_s))
         return [asyncio.create_task(w) for w in work]
 
     def addresses(self) -> dict[str, str]:
@@ -130,6 +136,13 @@ class _Server:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self.engine.stop, ENGINE_STOP_S)
         return EXIT_BUG if broken or self.engine.error is not None else EXIT_OK
+
+
+async def _watch(engine: EngineThread, step_s: float) -> None:
+    """Raises EngineHung once a step takes longer than ``step_s``."""
+    while engine.step_s <= step_s:
+        await asyncio.sleep(min(_WATCH_S, step_s))
+    raise EngineHung(f"a step of the engine has taken more than {step_s} s")
 
 
 def _bracketed(host: str) -> str:
