@@ -83,9 +83,14 @@ def serving(options: Options) -> Iterator[Running]:
 
 
 @contextmanager
-def serve_process(arguments: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """``readapt serve`` as a process on free ports, and its addresses once it listens."""
-    command = [sys.executable, "-c", COMMAND, "--port", "0", "--admin-port", "0", *arguments]
+def serve_process(
+    arguments: Sequence[str], prelude: str = ""
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """``readapt serve`` as a process on free ports, and its addresses once it listens.
+
+    ``prelude`` is Python that runs in it first.
+    """
+    command = [sys.executable, "-c", f"{prelude}\n{COMMAND}", "--port", "0", "--admin-port", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None
