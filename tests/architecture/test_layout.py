@@ -84,7 +84,7 @@ def test_functions_stay_readable() -> None:
     for path in python_files():
         for function in functions(ast.parse(path.read_text())):
             limit = MAX_KERNEL_LINES if is_kernel(function) else MAX_FUNCTION_LINES
-            lines = (function.end_lineno or 0) - function.lineno + 1
+            lines = (function.end_lineno or 0) - function.body[0].lineno + 1  # parameters are no logic
             if lines > limit:
                 long.append(f"{path.relative_to(ROOT)}:{function.lineno} {function.name} has {lines} lines")
 

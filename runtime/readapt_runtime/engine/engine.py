@@ -179,9 +179,9 @@ class Engine:
         """See ``Memory.forget``."""
         self.scheduler.forget(variant)
 
-    def preload(self, variant: Variant) -> None:
+    def preload(self, variant: Variant, on: bool = True) -> None:
         """See ``Scheduler.preload``."""
-        self.scheduler.preload(variant)
+        self.scheduler.preload(variant, on)
 
     def abort(self, error: ReadaptError) -> None:
         """Answers everything that is here with ``error``."""

@@ -73,14 +73,13 @@ class Residency:
         self.loads = 0
         self.evicted = 0
 
-    def preload(self, variant: Variant) -> None:
+    def preload(self, variant: Variant, on: bool) -> None:
         """Once in the pool it goes last, after everything that is not preloaded."""
-        self._preloaded.add(variant)
+        (self._preloaded.add if on else self._preloaded.discard)(variant)
         slot = self._slots.get(variant)
         if slot is not None:
-            slot.seconds_per_page = math.inf
-            if slot.is_idle:
-                self.offer(variant)
+            slot.seconds_per_page = self._cost(variant)
+            self.offer(variant)
 
     def is_resident(self, variant: Variant) -> bool:
         slot = self._slots.get(variant)
@@ -105,8 +104,7 @@ class Residency:
     def load(self, variant: Variant) -> None:
         """Begins to bring an absent variant into free pages, for ``settle`` to take over; raises PoolExhausted."""
         entry = self._pool.allocate(PageKind.ADAPTER, variant.image.num_pages)
-        cost = math.inf if variant in self._preloaded else self._adapter_s
-        slot = Slot(ResidentAdapter(variant, entry, self._views(entry)), cost)
+        slot = Slot(ResidentAdapter(variant, entry, self._views(entry)), self._cost(variant))
         self._slots[variant] = slot
         self._evictions.touch(slot)
         self.loads += 1
@@ -174,6 +172,9 @@ class Residency:
     def drop(self, variant: Variant) -> None:
         """``evict`` by variant."""
         self.evict(self._slots[variant])
+
+    def _cost(self, variant: Variant) -> float:
+        return math.inf if variant in self._preloaded else self._adapter_s
 
     def _arrive(self, slot: Slot) -> None:
         slot.load = None

@@ -43,11 +43,14 @@ class Scheduler:
         self.check_fits(request)
         self.waiting.add(Sequence(request, list(request.prompt)))
 
-    def preload(self, variant: Variant) -> None:
+    def preload(self, variant: Variant, on: bool) -> None:
         """Brings the variant in while there is free room, whoever asks for it, and keeps it as long as possible."""
-        self._memory.residency.preload(variant)
-        self._preloaded.add(variant)
-        self.load_preloaded()
+        self._memory.residency.preload(variant, on)
+        if on:
+            self._preloaded.add(variant)
+            self.load_preloaded()
+        else:
+            self._preloaded.discard(variant)
 
     def load_preloaded(self) -> None:
         """Into free pages only: nothing has to go for what nobody waits for."""

@@ -63,8 +63,8 @@ class EngineThread:
     def forget(self, variant: Variant) -> None:
         self._inbox.put(lambda engine: engine.forget(variant))
 
-    def preload(self, variant: Variant) -> None:
-        self._inbox.put(lambda engine: engine.preload(variant))
+    def preload(self, variant: Variant, on: bool) -> None:
+        self._inbox.put(lambda engine: engine.preload(variant, on))
 
     def stop(self, timeout_s: float) -> None:
         """Ends the loop after its current step; what is unfinished is answered with EngineDead."""

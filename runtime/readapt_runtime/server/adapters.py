@@ -46,13 +46,19 @@ class AdapterTable:
     """See the module."""
 
     def __init__(
-        self, source: Source, verifier: Verifies, forget: Callable[[Variant], None], reserved: str = ""
+        self,
+        source: Source,
+        verifier: Verifies,
+        forget: Callable[[Variant], None],
+        preload: Callable[[Variant, bool], None] = lambda variant, on: None,
+        reserved: str = "",
     ) -> None:
         """``reserved`` is the name of the base: an adapter that claims it fails."""
         self.reserved = reserved
         self._source = source
         self._verifier = verifier
         self._forget = forget
+        self._preload = preload
         self._current: dict[str, Generation] = {}
         self._alive: set[Generation] = set()  # current ones, and retired ones that are still pinned
         self._numbers = count(1)
@@ -65,7 +71,8 @@ class AdapterTable:
 
         Equal (name, digest) keep their generation, failed ones start again.
         """
-        wanted = {a.name: a.digest for a in adapters}
+        by_name = {a.name: a for a in adapters}
+        wanted = {a.name: a.digest for a in by_name.values()}
         for name, old in list(self._current.items()):
             if old.by_hand and name not in wanted:
                 continue
@@ -76,7 +83,16 @@ class AdapterTable:
                 self._current[name].by_hand = False
             else:
                 self._begin(name, digest)
+            self._treat(self._current[name], by_name[name])
         self._wake()
+
+    def _treat(self, generation: Generation, wish: DesiredAdapter) -> None:
+        """Takes over how the adapter is to be treated; running requests keep the priority they came with."""
+        generation.priority = wish.priority or 0
+        preload = bool(wish.preload)
+        if generation.variant is not None and preload != generation.preload:
+            self._preload(generation.variant, preload)
+        generation.preload = preload
 
     def _begin(self, name: str, digest: Digest) -> Generation:
         generation = Generation(name, digest, next(self._numbers))
@@ -162,6 +178,8 @@ class AdapterTable:
         generation.probe = registered.probe
         generation.state = AdapterState.REGISTERED
         generation.message = ""
+        if generation.preload:
+            self._preload(generation.variant, True)
         log.info("adapter registered", extra={"adapter": generation.label, "rank": registered.image.rank})
 
     def _rest(self, generation: Generation, error: Transient) -> None:

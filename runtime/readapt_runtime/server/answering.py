@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from readapt_api.errors import ReadaptError
 from readapt_api.serving import HEADER_ADAPTER, AdapterState
-from readapt_runtime.engine.core import SamplingParams, Variant
+from readapt_runtime.engine.core import SamplingParams
 from readapt_runtime.server.adapters import AdapterTable, NoSuchAdapter
-from readapt_runtime.server.engine_client import EngineClient, Job
+from readapt_runtime.server.engine_client import EngineClient, Job, Terms
 from readapt_runtime.server.generation import Generation
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.metrics import AnswerClock, Outcome, ServingMetrics
@@ -40,13 +40,13 @@ class Plan:
 class Ticket:
     """An admitted request; holds its place and its adapter's generation until it is closed."""
 
-    def __init__(self, desk: Desk, count: int, generation: Generation | None, started: float, deadline: float) -> None:
+    def __init__(self, desk: Desk, count: int, generation: Generation | None, started: float, tenant: str) -> None:
         self._desk = desk
         self._count = count
         self._open = True
         self.generation = generation
         self.started = started
-        self.deadline = deadline
+        self.tenant = tenant
         self.outcome = Outcome.GONE
 
     @property
@@ -110,20 +110,23 @@ class Desk:
             top_log_probs=params.top_log_probs,
         )
 
-    async def admit(self, model: str, plan: Plan) -> Ticket:
-        """Pins the generation that answers, and waits until it is verified; raises ApiProblem."""
+    async def admit(self, model: str, plan: Plan, tenant: str) -> Ticket:
+        """Pins the generation that answers, and waits until it is verified; raises ApiProblem.
+
+        Cached beginnings of prompts are shared within a ``tenant`` only, and tenants are served evenly; without one
+        ("") the models are.
+        """
         started = self._client.clock()
-        deadline = started + self._limits.request_s
         count = len(plan.jobs)
         generation = self._pin(model)
         if self.in_flight + count > self._limits.max_in_flight:
             self._unpin(generation)
             raise TooManyRequests(f"more than {self._limits.max_in_flight} answers are being computed")
         self.in_flight += count
-        ticket = Ticket(self, count, generation, started, deadline)
+        ticket = Ticket(self, count, generation, started, tenant)
         try:
             if generation is not None:
-                await self._verified(generation, deadline)
+                await self._verified(generation, started + self._limits.request_s)
         except BaseException:
             ticket.close()
             raise
@@ -157,14 +160,24 @@ class Desk:
         if generation.state is AdapterState.FAILED:
             raise AdapterFailed(f"{generation.name}: {generation.reason}: {generation.message}", headers=headers)
 
+    def _terms(self, ticket: Ticket) -> Terms:
+        generation = ticket.generation
+        return Terms(
+            variant=generation.variant if generation else None,
+            deadline=ticket.started + self._limits.request_s,
+            first_token_by=ticket.started + self._limits.first_token_s,
+            tenant=ticket.tenant,
+            account=ticket.tenant or (generation.name if generation else self._base),
+            priority=generation.priority if generation else 0,
+        )
+
     async def answer(self, plan: Plan, ticket: Ticket) -> AsyncGenerator[tuple[int, Piece], None]:
         """(choice, piece) as they become final; raises ApiProblem. The ticket stays open."""
         choices = [Choice(self._tokens.detokenizer(), plan.stops) for _ in plan.jobs]
-        variant: Variant | None = ticket.generation.variant if ticket.generation else None
         unfinished = len(choices)
         clock = AnswerClock(self.metrics, self._client.clock, ticket.started, plan.prompt_tokens)
         try:
-            async with aclosing(self._client.answer(plan.jobs, variant, ticket.deadline)) as events:
+            async with aclosing(self._client.answer(plan.jobs, self._terms(ticket))) as events:
                 async for index, token in events:
                     if choices[index].finished:
                         continue  # a stop string ended it before the engine did

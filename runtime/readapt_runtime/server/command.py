@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from readapt_api.bounds import RANK
+from readapt_api.serving import REQUEST_LIMIT_S
 from readapt_runtime.server.limits import BadLimits, Limits, parse_memory
 from readapt_runtime.server.names import require_name
 
@@ -27,6 +28,13 @@ _AdapterRoot = Annotated[
     Path | None,
     typer.Option(help="Folder of PEFT folders that the administration port may load by name.", show_default=False),
 ]
+_TenantHeader = Annotated[
+    str, typer.Option(help="Request header that names the tenant, set by a gateway you trust. Default: no tenants.")
+]
+_FirstToken = Annotated[
+    float, typer.Option(help="Refuse what can no longer get its first token within this time.", min=0.001)
+]
+_HostMemory = Annotated[str, typer.Option(help="Memory for images of adapters that are not in the pool.")]
 _KeepAlive = Annotated[
     float, typer.Option(help="How long idle connections stay open; longer than clients keep theirs.")
 ]
@@ -52,8 +60,10 @@ def serve(
     max_model_len: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 2048,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one step of the engine.")] = 2048,
     pool_memory: Annotated[str, typer.Option(help="Memory for KV blocks and adapters, such as 4Gi.")] = "4Gi",
-    host_memory: Annotated[str, typer.Option(help="Memory for images of adapters that are not in the pool.")] = "256Mi",
+    host_memory: _HostMemory = "256Mi",
     max_rank: Annotated[int, typer.Option(help="Largest rank of an adapter.", min=RANK.least, max=RANK.most)] = 64,
+    tenant_header: _TenantHeader = "",
+    first_token_seconds: _FirstToken = REQUEST_LIMIT_S,
     drain_keep_alive_seconds: _KeepAlive = 120.0,
 ) -> None:
     """Serve a base model and its adapters over one OpenAI-compatible API.
@@ -86,12 +96,14 @@ def serve(
         admin_subject=admin_subject,
         api_key_file=api_key_file,
         adapter_root=adapter_root,
+        tenant_header=tenant_header,
         limits=Limits(
             max_model_len=max_model_len,
             max_batch_tokens=max_batch_tokens,
             max_rank=max_rank,
             pool_bytes=parse_memory(pool_memory),
             host_bytes=parse_memory(host_memory),
+            first_token_s=first_token_seconds,
             keep_alive_s=drain_keep_alive_seconds,
         ),
     )

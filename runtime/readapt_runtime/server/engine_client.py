@@ -22,6 +22,18 @@ class Job:
     sampling: SamplingParams
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what the jobs of one request are computed; times on the client's clock."""
+
+    variant: Variant | None
+    deadline: float
+    first_token_by: float
+    tenant: str
+    account: str
+    priority: int
+
+
 class EngineClient:
     """Used on one event loop."""
 
@@ -29,16 +41,14 @@ class EngineClient:
         self._engine = engine
         self.clock = clock
 
-    async def answer(
-        self, jobs: Sequence[Job], variant: Variant | None, deadline: float
-    ) -> AsyncGenerator[tuple[int, Token], None]:
+    async def answer(self, jobs: Sequence[Job], terms: Terms) -> AsyncGenerator[tuple[int, Token], None]:
         """(index of the job, token) of all jobs as they come; raises the ReadaptError of the first that fails.
 
         Leaving the iterator, by whatever way, cancels what is unfinished.
         """
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         emit = _on_loop(events)
-        requests = [Request(job.prompt, job.sampling, emit(index), variant, deadline) for index, job in enumerate(jobs)]
+        requests = [_request(job, emit(index), terms) for index, job in enumerate(jobs)]
         unfinished = set(range(len(requests)))
         for request in requests:
             self._engine.submit(request)
@@ -76,6 +86,23 @@ class EngineClient:
 
     def forget(self, variant: Variant) -> None:
         self._engine.forget(variant)
+
+    def preload(self, variant: Variant, on: bool) -> None:
+        self._engine.preload(variant, on)
+
+
+def _request(job: Job, emit: Callable[[Event], None], terms: Terms) -> Request:
+    return Request(
+        prompt=job.prompt,
+        sampling=job.sampling,
+        emit=emit,
+        variant=terms.variant,
+        deadline=terms.deadline,
+        first_token_by=terms.first_token_by,
+        tenant=terms.tenant,
+        account=terms.account,
+        priority=terms.priority,
+    )
 
 
 def _on_loop(events: asyncio.Queue[tuple[int, Event]]) -> Callable[[int], Callable[[Event], None]]:

@@ -35,6 +35,8 @@ class Generation:
     # set by the desired set, or by hand
     retired: bool = False
     by_hand: bool = False
+    preload: bool = False
+    priority: int = 0
     # set when Verified or Failed
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 

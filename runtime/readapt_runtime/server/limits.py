@@ -37,6 +37,10 @@ class Limits:
     """One step of the engine; one that takes longer is taken for hung, and the process ends."""
     request_s: float = REQUEST_LIMIT_S
     """From admission to the last token, waiting for verification included."""
+    first_token_s: float = REQUEST_LIMIT_S
+    """From admission to the first token; what can no longer make it is refused while it waits."""
+    max_tenant_chars: int = 128
+    """Of the header that names the tenant."""
     max_connections: int = 4096
     max_in_flight: int = 512
     """Answers being computed; a request counts once per prompt and choice."""

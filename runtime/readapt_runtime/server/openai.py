@@ -22,7 +22,7 @@ from readapt_runtime.server.metrics import Outcome
 from readapt_runtime.server.openai_answers import Answer, ChatAnswer, Collected, CompletionAnswer
 from readapt_runtime.server.openai_schema import AnswerRequest, ChatRequest, CompletionRequest
 from readapt_runtime.server.pieces import Piece
-from readapt_runtime.server.problems import ApiProblem, UnknownModel
+from readapt_runtime.server.problems import ApiProblem, BadRequest, UnknownModel
 from readapt_runtime.server.tokens import Tokens
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
@@ -39,6 +39,8 @@ class OpenAI:
     desk: Desk
     adapters: AdapterTable
     limits: Limits
+    tenant_header: str = ""
+    """Names the tenant of a request, where a gateway that is trusted sets it."""
     started: int = field(default_factory=lambda: int(time.time()))
 
     def routes(self) -> list[Route]:
@@ -96,8 +98,14 @@ class OpenAI:
         plan = self.desk.plan(params, [prompt])
         return await self._answer(request, params, plan, ChatAnswer(params.model, self.tokens.names))
 
+    def _tenant(self, request: Request) -> str:
+        tenant = request.headers.get(self.tenant_header, "") if self.tenant_header else ""
+        if len(tenant) > self.limits.max_tenant_chars:
+            raise BadRequest(f"{self.tenant_header} may have {self.limits.max_tenant_chars} characters")
+        return tenant
+
     async def _answer(self, request: Request, params: AnswerRequest, plan: Plan, answer: Answer) -> Response:
-        ticket = await unless_disconnected(request, self.desk.admit(params.model, plan))
+        ticket = await unless_disconnected(request, self.desk.admit(params.model, plan, self._tenant(request)))
         try:
             if params.stream:
                 return await self._stream(request, params, plan, answer, ticket)

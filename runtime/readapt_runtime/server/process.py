@@ -160,7 +160,7 @@ def _assemble(options: Options, machinery: Machinery) -> _Server:
     client = EngineClient(engine)
     readiness = Readiness()
     verifier = Verifier(client, machinery.config.vocab_size, machinery.dtype)
-    adapters = AdapterTable(machinery.source, verifier, client.forget, reserved=options.served_name)
+    adapters = AdapterTable(machinery.source, verifier, client.forget, client.preload, options.served_name)
     metrics = _metrics(options, machinery, engine, adapters)
     desk = Desk(options.served_name, machinery.tokens, client, adapters, limits, metrics)
 
@@ -174,7 +174,7 @@ def _assemble(options: Options, machinery: Machinery) -> _Server:
         shards.poll()
     elif machinery.given is not None:
         keeper.offer(machinery.given)
-    openai = OpenAI(options.served_name, machinery.tokens, desk, adapters, limits)
+    openai = OpenAI(options.served_name, machinery.tokens, desk, adapters, limits, options.tenant_header)
     app = serving_app(openai, engine, readiness, options.revision, _api_key(options))
     serving = Listener(app, _listen(options.host, options.port), limits)
     check = TokenCheck(options.admin_public_key, options.admin_subject) if options.admin_public_key else None

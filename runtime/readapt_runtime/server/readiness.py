@@ -49,5 +49,6 @@ class Readiness:
 
 
 def _has_arrived(generation: Generation) -> bool:
-    """Registered, failed with a reason, or no longer wanted."""
-    return generation.state is not AdapterState.PENDING or generation.retired
+    """Registered (one to be preloaded: verified), failed with a reason, or no longer wanted."""
+    waits = {AdapterState.PENDING, AdapterState.REGISTERED} if generation.preload else {AdapterState.PENDING}
+    return generation.state not in waits or generation.retired

@@ -61,6 +61,7 @@ class Options:
     admin_subject: str = ""
     api_key_file: Path | None = None
     adapter_root: Path | None = None
+    tenant_header: str = ""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
