@@ -150,6 +150,27 @@ class TensorFile:
             if not direct:
                 require_finite(place.copy_(block), f"{self.path.name}: {name} as {out.dtype}")
 
+    def read_window(self, name: str, out: torch.Tensor, row: int, column: int) -> None:
+        """Fills ``out`` ``[rows, columns]``, of any strides, with the matrix from (row, column) on.
+
+        A vector is a matrix of one column. Whole rows pass through a block of some megabytes; all that is read is
+        finite. Raises BadWeights, FileChanged.
+        """
+        info = self.infos.get(name)
+        if info is None:
+            raise BadWeights(f"{self.path.name}: no tensor {name}")
+        width = math.prod(info.shape[1:])
+        if (row + out.shape[0]) * width > info.elements or column + out.shape[1] > width:
+            raise ValueError(f"{name} of {list(info.shape)} has no {list(out.shape)} at {row}, {column}")
+        begin = info.begin + row * width * info.dtype.itemsize
+        for place in torch.split(out, max(1, _READ_BLOCK // width)):
+            block = torch.empty(len(place), width, dtype=info.dtype)
+            _read_into(self._descriptor, block.view(-1).view(torch.uint8).numpy().data, begin, self.path.name)
+            begin += block.nbytes
+            require_finite(block, f"{self.path.name}: {name}")
+            place.copy_(block[:, column : column + out.shape[1]])
+            require_finite(place, f"{self.path.name}: {name} as {out.dtype}")
+
     def read_bytes(self, name: str) -> bytes:
         """The tensor's bytes as they are. Raises BadWeights, FileChanged."""
         info = self.infos.get(name)
@@ -196,6 +217,12 @@ class Checkpoint:
         if name not in self._files:
             raise BadWeights(f"{self.folder.name}: no tensor {name}")
         self._files[name].read_into(name, out)
+
+    def read_window(self, name: str, out: torch.Tensor, row: int, column: int) -> None:
+        """See ``TensorFile.read_window``."""
+        if name not in self._files:
+            raise BadWeights(f"{self.folder.name}: no tensor {name}")
+        self._files[name].read_window(name, out, row, column)
 
     def read_bytes(self, name: str) -> bytes:
         """See ``TensorFile.read_bytes``."""

@@ -1,7 +1,8 @@
 """The decoder: one forward pass over a ragged batch, whatever mixture of prompts, continuations and adapters.
 
 In: ``Batch``. Out: logits of the rows that sample. Linears are fused (qkv, gate-up); each is followed by the LoRA
-backend, which adds what the adapters contribute to their rows.
+backend, which adds what the adapters contribute to their rows. Where ranks share the model, their parts of o and down
+are summed with the adapters' parts in them.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import torch.nn.functional as F
 from readapt_runtime.engine.core import Batch
 from readapt_runtime.model.backends import Backends
 from readapt_runtime.model.config import Linear
+from readapt_runtime.model.exchange import Alone, Exchange
 from readapt_runtime.model.weights import DecoderWeights, LayerWeights
 
 
 class Decoder:
-    """A transformer of one of the families in ``family``; all tensors on one device in one dtype."""
+    """A transformer of one of the families in ``family``, or a rank's share; all tensors on one device in one dtype."""
 
-    def __init__(self, weights: DecoderWeights, backends: Backends) -> None:
+    def __init__(self, weights: DecoderWeights, backends: Backends, exchange: Exchange | None = None) -> None:
         self._weights = weights
+        self._exchange = exchange or Alone()
         self._ops, self._attention, self._lora = backends.ops, backends.attention, backends.lora
 
     @torch.inference_mode()
@@ -32,12 +35,12 @@ class Decoder:
         for index, layer in enumerate(self._weights.layers):
             x = self._ops.add_norm(hidden, delta, layer.input_norm)
             mixed = self._attention.run(index, self._linear(index, layer, Linear.QKV, x), layer.qk_norm)
-            delta = self._linear(index, layer, Linear.O, mixed)
+            delta = self._exchange.sum(self._linear(index, layer, Linear.O, mixed))
             x = self._ops.add_norm(hidden, delta, layer.post_attention_norm)
             inner = self._ops.silu_mul(self._linear(index, layer, Linear.GATE_UP, x))
-            delta = self._linear(index, layer, Linear.DOWN, inner)
+            delta = self._exchange.sum(self._linear(index, layer, Linear.DOWN, inner))
         last = self._ops.add_norm(hidden, delta, self._weights.norm)[batch.sampled]  # logits for sampled rows only
-        return self._weights.lm_head(last)
+        return self._exchange.join(self._weights.lm_head(last))
 
     def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``engine.Model``."""

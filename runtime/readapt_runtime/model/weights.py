@@ -1,7 +1,8 @@
 """The weights of a base model, read from the files straight into fused tensors of the serving dtype and device.
 
-In: a Hugging Face folder with ``*.safetensors`` (one file, or shards with an index). Out: ``DecoderWeights``. No
-second copy exists at any time, not even of one tensor: values of another dtype or device pass through one small block.
+In: a Hugging Face folder with ``*.safetensors`` (one file, or shards with an index), and which share of it is wanted.
+Out: ``DecoderWeights``. No second copy exists at any time, not even of one tensor: values of another dtype or device,
+and those of a share, pass through one small block.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from readapt_runtime.model.attention import QkNorm
-from readapt_runtime.model.config import DecoderConfig, FusedLinear, Linear
+from readapt_runtime.model.config import DecoderConfig, Linear
 from readapt_runtime.model.ops import LinearOp, Ops
+from readapt_runtime.model.shard import COLUMN_PARALLEL, Cut, Shard
 from readapt_runtime.safe_tensors import BadWeights, Checkpoint, TensorInfo
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -40,16 +43,18 @@ class DecoderWeights:
 
 
 def load_weights(
-    folder: Path, config: DecoderConfig, dtype: torch.dtype, device: torch.device, ops: Ops
+    folder: Path, config: DecoderConfig, dtype: torch.dtype, device: torch.device, ops: Ops, shard: Shard | None = None
 ) -> DecoderWeights:
     """Each weight of a product is handed to ``ops`` as soon as it is complete, and let go of.
 
-    Raises BadWeights unless the tensors are those of the config: names, shapes, finite values, and no others.
+    ``config`` is that of the whole model; of a ``shard`` only its share is kept. The embedding is whole on every rank,
+    the output head is shared out by rows. Raises BadWeights unless the tensors are those of the config: names, shapes,
+    finite values (of what is read), and no others.
 
     A tensor that the config does not mention (a bias, say) would change the answers if it were left out in silence.
     """
     with Checkpoint(folder) as checkpoint:
-        reader = _Reader(checkpoint, checkpoint.infos, config, dtype, device, ops)
+        reader = _Reader(checkpoint, checkpoint.infos, config, shard or Shard(config), dtype, device, ops)
         embedding = reader.tensor(_EMBEDDING, config.vocab_size, config.hidden_size)
         weights = DecoderWeights(
             embedding=embedding,
@@ -68,16 +73,17 @@ class _Reader:
     checkpoint: Checkpoint
     infos: Mapping[str, TensorInfo]
     config: DecoderConfig
+    shard: Shard
     dtype: torch.dtype
     device: torch.device
     ops: Ops
     read: set[str] = field(default_factory=set)
 
     def layer(self, layer: int) -> LayerWeights:
-        hidden, linears = self.config.hidden_size, self.config.linears
+        hidden = self.config.hidden_size
         name = self.config.module_name
         return LayerWeights(
-            linears={linear: self._linear(layer, fused) for linear, fused in linears.items()},
+            linears={linear: self._linear(layer, linear) for linear in self.config.linears},
             input_norm=self.tensor(name(layer, "input_layernorm.weight"), hidden),
             post_attention_norm=self.tensor(name(layer, "post_attention_layernorm.weight"), hidden),
             qk_norm=self._qk_norm(layer) if self.config.qk_norm else None,
@@ -88,20 +94,26 @@ class _Reader:
         q, k = (self.tensor(name, self.config.head_dim) for name in names)
         return QkNorm(q, k)
 
-    def _linear(self, layer: int, fused: FusedLinear) -> LinearOp:
-        return self.ops.linear(self._fused(layer, fused), self._fused_bias(layer, fused) if fused.bias else None)
+    def _linear(self, layer: int, linear: Linear) -> LinearOp:
+        return self.ops.linear(self._fused(layer, linear), self._fused_bias(layer, linear))
 
     def head(self, embedding: torch.Tensor) -> torch.Tensor:
         """``[vocab, hidden]``; as transformers does, a tied head that is stored with other values is not tied."""
-        if self.config.tied_embeddings and _HEAD not in self.infos:
-            return embedding
-        head = self.tensor(_HEAD, self.config.vocab_size, self.config.hidden_size)
-        return embedding if self.config.tied_embeddings and torch.equal(head, embedding) else head
+        cut = self.shard.vocab
+        tied = _take(embedding, cut) if self.config.tied_embeddings else None
+        if tied is not None and _HEAD not in self.infos:
+            return tied
+        head = self._empty(cut.size, self.config.hidden_size)
+        self._read(_HEAD, head, cut, Cut.all_of(self.config.hidden_size))
+        return tied if tied is not None and torch.equal(head, tied) else head
 
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
-        out = torch.empty(shape, dtype=self.dtype, device=self.device)
-        self._read(name, out)
+        out = self._empty(*shape)
+        self._read(name, out, *map(Cut.all_of, shape))
         return out
+
+    def _empty(self, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def require_all_read(self) -> None:
         """Raises BadWeights for a tensor that has no place in this decoder."""
@@ -109,27 +121,49 @@ class _Reader:
             if name not in self.read and not name.endswith(_IGNORED):
                 raise BadWeights(f"{self.checkpoint.folder.name}: the config has no place for the tensor {name}")
 
-    def _fused(self, layer: int, fused: FusedLinear) -> torch.Tensor:
+    def _fused(self, layer: int, linear: Linear) -> torch.Tensor:
         """``[out, in]`` with the rows of each slice in their place."""
-        out = torch.empty(fused.out_features, fused.in_features, dtype=self.dtype, device=self.device)
+        fused = self.shard.config.linears[linear]
+        out = self._empty(fused.out_features, fused.in_features)
         for part in fused.slices:
             name = self.config.module_name(layer, part.module)
-            self._read(f"{name}.weight", out[part.start : part.start + part.size])
+            place = out[part.start : part.start + part.size]
+            self._read(f"{name}.weight", place, self.shard.rows(part.module), self.shard.columns(part.module))
         return out
 
-    def _fused_bias(self, layer: int, fused: FusedLinear) -> torch.Tensor:
-        """``[out]``."""
-        out = torch.empty(fused.out_features, dtype=self.dtype, device=self.device)
+    def _fused_bias(self, layer: int, linear: Linear) -> torch.Tensor | None:
+        """``[out]``; where the ranks' outputs are summed, one of them adds it."""
+        fused = self.shard.config.linears[linear]
+        if not fused.bias:
+            return None
+        out = self._empty(fused.out_features)
         for part in fused.slices:
             name = self.config.module_name(layer, part.module)
-            self._read(f"{name}.bias", out[part.start : part.start + part.size])
-        return out
+            self._read(f"{name}.bias", out[part.start : part.start + part.size], self.shard.rows(part.module))
+        return out if linear in COLUMN_PARALLEL or self.shard.rank == 0 else None
 
-    def _read(self, name: str, out: torch.Tensor) -> None:
+    def _read(self, name: str, out: torch.Tensor, *cuts: Cut) -> None:
+        """The share of a tensor that the cuts of its axes say; padding becomes zero."""
         info = self.infos.get(name)
         if info is None:
             raise BadWeights(f"{self.checkpoint.folder.name}: no tensor {name}")
-        if info.shape != tuple(out.shape):
-            raise BadWeights(f"{name} has the shape {list(info.shape)}, the config wants {list(out.shape)}")
-        self.checkpoint.read_into(name, out)
+        wanted = [cut.total for cut in cuts]
+        if list(info.shape) != wanted:
+            raise BadWeights(f"{name} has the shape {list(info.shape)}, the config wants {wanted}")
+        if all(cut.is_whole for cut in cuts):
+            self.checkpoint.read_into(name, out)
+        else:
+            rows, columns = cuts if len(cuts) == 2 else (*cuts, Cut.all_of(1))
+            place = out.view(rows.size, columns.size)
+            place[rows.count :] = 0
+            place[:, columns.count :] = 0
+            self.checkpoint.read_window(name, place[: rows.count, : columns.count], rows.start, columns.start)
         self.read.add(name)
+
+
+def _take(matrix: torch.Tensor, cut: Cut) -> torch.Tensor:
+    """The rows of a share: a view where nothing is padded, the matrix itself where nothing is cut."""
+    if cut.is_whole:
+        return matrix
+    own = matrix[cut.start : cut.start + cut.count]
+    return own if cut.count == cut.size else F.pad(own, (0, 0, 0, cut.size - cut.count))
