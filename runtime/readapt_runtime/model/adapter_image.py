@@ -61,13 +61,22 @@ class AdapterImage:
     num_pages: int
     read: Callable[[], torch.Tensor]
     """The pages ``[num_pages, num_layers, page elements]`` on the host; may read a disk and raise ReadaptError."""
+    fully_sharded: bool = False
+    """Whether ranks share out A of every module along the rank, and exchange what they make of their part."""
 
 
 def pack_adapter(
-    modules: Mapping[str, LoraFactors], config: DecoderConfig, page_elements: int, dtype: torch.dtype
+    modules: Mapping[str, LoraFactors],
+    config: DecoderConfig,
+    page_elements: int,
+    dtype: torch.dtype,
+    linears: Mapping[Linear, FusedLinear] | None = None,
 ) -> AdapterImage:
-    """Packs the modules (full names, any subset) into pages of ``page_elements`` per layer."""
-    linears = config.linears
+    """Packs the modules (full names, any subset) into pages of ``page_elements`` per layer.
+
+    ``linears`` say which outputs the factors work on; those of the config, unless the factors are a part of them.
+    """
+    linears = linears or config.linears
     packed = [_pack_layer(modules, config, linears, layer) for layer in range(config.num_layers)]
     num_pages = max(1, *(-(-sum(t.numel() for t in tensors) // page_elements) for _, tensors in packed))
     rows = torch.zeros(config.num_layers, num_pages * page_elements, dtype=dtype)
@@ -93,7 +102,7 @@ def _pack_layer(
         for names in ([config.module_name(layer, part.module) for part in fused.slices],)
     ]
     placed = tuple(
-        (linear, fused, tuple((i, f.a.shape[0], f.scale) for i, f in factors.items()))
+        (linear, fused, tuple((i, f.a.shape[0], f.b.numel(), f.scale) for i, f in factors.items()))
         for linear, fused, factors in present
         if factors
     )
@@ -105,8 +114,9 @@ def _rank_rows(factors: Mapping[int, LoraFactors]) -> list[torch.Tensor]:
     return [f.a for f in factors.values()] + [f.b.t() for f in factors.values()]
 
 
-_Placed = tuple[Linear, FusedLinear, tuple[tuple[int, int, float], ...]]
-"""A fused linear with (slice, rank, scale) of the modules that are there."""
+_Part = tuple[int, int, int, float]
+"""Slice, rows of A, elements of B and scale of a module that is there."""
+_Placed = tuple[Linear, FusedLinear, tuple[_Part, ...]]
 
 
 @lru_cache(maxsize=4096)
@@ -115,18 +125,17 @@ def _directory(placed: tuple[_Placed, ...]) -> Mapping[Linear, LinearFactors]:
     directory: dict[Linear, LinearFactors] = {}
     offset = 0
     for linear, fused, parts in placed:
-        factors = directory[linear] = _place(fused, parts, offset)
-        last = factors.slices[-1]
-        offset = last.b_offset + last.rank * last.out_size
+        directory[linear] = _place(fused, parts, offset)
+        offset += sum(rows * fused.in_features + elements for _, rows, elements, _ in parts)
     return MappingProxyType(directory)
 
 
-def _place(fused: FusedLinear, parts: tuple[tuple[int, int, float], ...], offset: int) -> LinearFactors:
-    rank = sum(own for _, own, _ in parts)
+def _place(fused: FusedLinear, parts: tuple[_Part, ...], offset: int) -> LinearFactors:
+    rank = sum(own for _, own, _, _ in parts)
     slices, rank_start, b_offset = [], 0, offset + rank * fused.in_features
-    for i, own, scale in parts:
+    for i, own, elements, scale in parts:
         part = fused.slices[i]
         slices.append(SliceFactors(rank_start, own, b_offset, part.start, part.size, scale))
         rank_start += own
-        b_offset += own * part.size
+        b_offset += elements
     return LinearFactors(offset, rank, fused.in_features, tuple(slices))

@@ -1,0 +1,36 @@
+"""A decoder whose other shares are in worker processes: each step is told to them, then computed together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from readapt_runtime.engine.core import Batch
+from readapt_runtime.model.adapter_image import LoraFactors
+from readapt_runtime.model.decoder import Decoder
+from readapt_runtime.parallel.crew import Crew
+from readapt_runtime.parallel.images import ImageMaker, SharedImage
+from readapt_runtime.parallel.steps import StepWriter
+
+
+class ParallelModel:
+    """See ``engine.Model``; rank 0."""
+
+    def __init__(self, decoder: Decoder, crew: Crew) -> None:
+        self._decoder, self._crew = decoder, crew
+        self._writer = StepWriter()
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """See ``engine.Model``; raises WorkerDied, and torch's RuntimeError from a collective that broke."""
+        self._crew.tell(self._writer.write(batch))
+        return self._decoder.forward(batch)
+
+    def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._decoder.greedy(logits)
+
+    def share(self, modules: Mapping[str, LoraFactors], maker: ImageMaker) -> SharedImage:
+        """See ``Crew.share``; what the workers hold goes with the image."""
+        image = self._crew.share(modules, maker)
+        self._writer.watch(image.shares)
+        return image

@@ -1,0 +1,152 @@
+"""One step as a run of int32 words: what rank 0 tells the workers before each forward pass.
+
+    lengths of the seven parts | token ids | row, row, … | segment, … | sampled tokens
+        | placed adapter, … | adapters that left the pool | images that are not needed any more
+    row: start, tokens, pages, page, …     segment: adapter, first token, end     placed: adapter, image, pages, page, …
+
+Adapters and images are known by numbers. Where an adapter lies is told with the first step that uses it; whoever owns
+those pages at rank 0 next overwrites them here too. Nothing else of rank 0's book-keeping is repeated: neither its
+free list nor its queues.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from itertools import count, islice
+from queue import Empty, SimpleQueue
+
+import numpy as np
+import torch
+
+from readapt_runtime.engine.core import Batch, Request, ResidentAdapter, Row, SamplingParams, Segment, Variant
+from readapt_runtime.engine.core import Sequence as Seq
+from readapt_runtime.engine.pool import Entry, PageKind, PagePool, kv_pages
+from readapt_runtime.model.adapter_image import AdapterImage
+from readapt_runtime.model.attention import pages_of
+from readapt_runtime.parallel.images import SharedImage, Shares
+
+_NO_DIGEST = f"sha256:{'0' * 64}"
+_NOBODY = Request((), SamplingParams(max_tokens=1), emit=lambda event: None)
+
+
+class StepWriter:
+    """Rank 0's side; ``write`` is called by one thread, ``watch`` by any."""
+
+    def __init__(self) -> None:
+        self._numbers: weakref.WeakKeyDictionary[ResidentAdapter, int] = weakref.WeakKeyDictionary()
+        self._next = count()
+        # filled by finalizers, which run wherever the last reference goes: these queues may be entered from anywhere
+        self._gone_adapters: SimpleQueue[int] = SimpleQueue()
+        self._gone_images: SimpleQueue[int] = SimpleQueue()
+
+    def watch(self, shares: Shares) -> None:
+        """The workers are told when ``shares`` is not referred to any more, with the next step."""
+        weakref.finalize(shares, self._gone_images.put, shares.number)
+
+    def write(self, batch: Batch) -> bytes:
+        placed = [self._place(s.adapter) for s in batch.segments if s.adapter not in self._numbers]
+        parts = (
+            batch.token_ids.tolist(),
+            [word for row in batch.rows for word in _row(row)],
+            [word for s in batch.segments for word in (self._numbers[s.adapter], s.start, s.stop)],
+            batch.sampled.tolist(),
+            [word for words in placed for word in words],
+            _drain(self._gone_adapters),
+            _drain(self._gone_images),
+        )
+        words = [*map(len, parts), *(word for part in parts for word in part)]
+        return np.array(words, dtype=np.int32).tobytes()
+
+    def _place(self, adapter: ResidentAdapter) -> Sequence[int]:
+        image = adapter.variant.image
+        if not isinstance(image, SharedImage):
+            raise RuntimeError(f"the workers have no shares of {adapter.variant.name}")
+        number = self._numbers[adapter] = next(self._next)
+        weakref.finalize(adapter, self._gone_adapters.put, number)
+        pages = adapter.entry.pages
+        return number, image.shares.number, len(pages), *pages
+
+
+def _row(row: Row) -> Sequence[int]:
+    pages = pages_of(row)[: kv_pages(row.start + row.count)]
+    return row.start, row.count, len(pages), *pages
+
+
+def _drain(queue: SimpleQueue[int]) -> list[int]:
+    found = []
+    try:
+        while True:
+            found.append(queue.get_nowait())
+    except Empty:
+        return found
+
+
+class StepReader:
+    """A worker's side: keeps its pool as rank 0's, and makes the batch for its decoder."""
+
+    def __init__(self, pool: PagePool, images: MutableMapping[int, AdapterImage]) -> None:
+        """``images``: this rank's shares by number; they arrive by another way, before any step names them."""
+        self._pool, self._images = pool, images
+        self._adapters: dict[int, ResidentAdapter] = {}
+        self._entries: Mapping[tuple[int, ...], Entry] = {}
+        pool.pages.zero_()  # attention reads whole blocks and masks the tail, and a masked NaN is still a NaN
+
+    def read(self, message: bytes) -> Batch:
+        words = np.frombuffer(message, dtype=np.int32).tolist()
+        source = iter(words)
+        lengths = _take(source, 7)
+        ids, rows, segments, sampled, placed, gone_adapters, gone_images = (_take(source, n) for n in lengths)
+        self._place(placed)
+        for number in gone_adapters:
+            del self._adapters[number]
+        for number in gone_images:
+            del self._images[number]
+        found = self._rows(rows)
+        positions = [at for row in found for at in range(row.start, row.start + row.count)]
+        return Batch(
+            rows=found,
+            segments=self._segments(segments),
+            token_ids=self._tensor(ids),
+            positions=self._tensor(positions),
+            sampled=self._tensor(sampled),
+        )
+
+    def _tensor(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._pool.device)
+
+    def _rows(self, words: list[int]) -> tuple[Row, ...]:
+        """Pages whose first token is of this step are new, and may hold what another entry left there."""
+        rows: list[Row] = []
+        fresh: list[int] = []
+        entries: dict[tuple[int, ...], Entry] = {}
+        source = iter(words)
+        for start in source:
+            tokens, length = _take(source, 2)
+            pages = tuple(_take(source, length))
+            # the same object for the same pages: backends keep their tables while entries stay the same
+            entry = entries[pages] = self._entries.get(pages) or Entry(PageKind.KV, pages)
+            rows.append(Row(Seq(_NOBODY, [], kv=entry), start, tokens))
+            fresh += pages[kv_pages(start) :]
+        self._entries = entries
+        if fresh:
+            self._pool.pages[fresh] = 0
+        return tuple(rows)
+
+    def _segments(self, words: list[int]) -> tuple[Segment, ...]:
+        source = iter(words)
+        return tuple(Segment(self._adapters[number], *_take(source, 2)) for number in source)
+
+    def _place(self, words: list[int]) -> None:
+        source = iter(words)
+        for number in source:
+            image_number, length = _take(source, 2)
+            image = self._images[image_number]
+            entry = Entry(PageKind.ADAPTER, tuple(_take(source, length)))
+            for index, page in enumerate(entry.pages[: image.num_pages]):
+                self._pool.pages[page].copy_(image.pages[index], non_blocking=True)
+            self._adapters[number] = ResidentAdapter(Variant(f"image {image_number}", _NO_DIGEST, image), entry, None)
+
+
+def _take(source: Iterator[int], length: int) -> list[int]:
+    return list(islice(source, length))

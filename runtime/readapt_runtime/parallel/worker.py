@@ -1,0 +1,119 @@
+"""A worker process: holds one rank's share and computes each step that rank 0 tells it.
+
+It lives as long as rank 0: both of its pipes end when that process does, however it ends. A worker that fails says so
+at start, and later ends; rank 0 notices either.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from multiprocessing.connection import Connection
+
+import torch
+
+from readapt_api.errors import EXIT_OK, Terminal
+from readapt_runtime.model.adapter_image import AdapterImage
+from readapt_runtime.model.shard import Shard
+from readapt_runtime.parallel.group import Group, Meeting
+from readapt_runtime.parallel.rank import Loaded, Plan, load
+from readapt_runtime.parallel.steps import StepReader
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker's news at start: its weights are there, and again when it has met the others."""
+
+    num_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A worker's last words at start."""
+
+    kind: str
+    message: str
+    is_terminal: bool
+    """Whether a person must change an input."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """Comes before the bytes of an image, which lie ``[layers, pages, page elements]``; pickled, as its reader trusts
+    the process that started it."""
+
+    number: int
+    image: AdapterImage
+    """With pages on the meta device: their shape and dtype."""
+
+
+def run(plan: Plan, shard: Shard, meeting: Meeting, steps: Connection, images: Connection) -> None:
+    """The process. ``steps``: handshake, then packed steps in; ``images``: headers and bytes in, hashes out."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group: the server decides when to end
+        signal.signal(number, signal.SIG_IGN)
+    held: dict[int, AdapterImage] = {}
+    pinned = plan.device_type == "cuda"
+    threading.Thread(target=_receive_images, args=(images, held, pinned), name="images", daemon=True).start()
+    try:
+        with _reporting(steps):
+            loaded = load(plan, shard)
+            steps.send(Ready(loaded.pool.num_pages))
+            steps.recv_bytes()  # everyone has loaded: nobody waits in vain for a rank that could not
+            group = Group(shard, plan.device(shard), meeting)
+            steps.send(Ready(loaded.pool.num_pages))
+        _compute(loaded, group, held, steps)
+    except (EOFError, ConnectionError):
+        log.info("the server has gone")
+
+
+@contextmanager
+def _reporting(steps: Connection) -> Iterator[None]:
+    """Tells rank 0 why the start failed."""
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split())[:1000]
+        steps.send(Failed(type(error).__name__, message, isinstance(error, Terminal)))
+        raise
+
+
+def _compute(loaded: Loaded, group: Group, held: dict[int, AdapterImage], steps: Connection) -> None:
+    """Runs steps until rank 0 is gone."""
+    reader = StepReader(loaded.pool, held)
+    decoder = loaded.decoder(group)
+    while True:
+        decoder.forward(reader.read(steps.recv_bytes()))
+
+
+def _receive_images(images: Connection, held: dict[int, AdapterImage], pinned: bool) -> None:
+    """Takes images as they come. Ends the process with rank 0, even when the main thread is stuck."""
+    try:
+        while True:
+            header = images.recv()
+            image = _receive(images, header.image, pinned)
+            held[header.number] = image
+            images.send_bytes(image_hash(image))
+    except (EOFError, ConnectionError):
+        os._exit(EXIT_OK)
+
+
+def _receive(images: Connection, described: AdapterImage, pinned: bool) -> AdapterImage:
+    shape = described.pages.transpose(0, 1).shape
+    pages = torch.empty(shape, dtype=described.pages.dtype, pin_memory=pinned)
+    images.recv_bytes_into(pages.view(-1).view(torch.uint8).numpy())
+    return AdapterImage(pages.transpose(0, 1), described.layers, described.rank, described.fully_sharded)
+
+
+def image_hash(image: AdapterImage) -> bytes:
+    """sha256 of an image's bytes as they are sent."""
+    return sha256(image.pages.transpose(0, 1).contiguous().view(-1).view(torch.uint8).numpy()).digest()
