@@ -63,6 +63,9 @@ LoraRank = Annotated[int, Field(ge=RANK.least, le=RANK.most)]
 PRIORITY = Range("priority", -100, 100)
 Priority = Annotated[int, Field(ge=PRIORITY.least, le=PRIORITY.most)]
 
+TENSOR_PARALLEL = Range("tensorParallel", 1, 8)
+TensorParallel = Annotated[int, Field(ge=TENSOR_PARALLEL.least, le=TENSOR_PARALLEL.most)]
+
 ENERGY = Range("energy", 0, 1, above=True)
 Energy = Annotated[Decimal, ENERGY]
 

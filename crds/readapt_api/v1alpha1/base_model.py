@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from readapt_api.artifacts import Architecture
-from readapt_api.bounds import LoraRank, cel
+from readapt_api.bounds import LoraRank, TensorParallel, cel
 from readapt_api.conditions import Condition
 from readapt_api.contract import Contract, Digest, Name
 from readapt_api.memory import Memory
@@ -66,8 +66,13 @@ class Serving(Contract):
     replicas: int = Field(default=1, ge=0, le=1000)
     max_model_len: int = Field(default=2048, ge=16, le=1048576, description="Prompt and answer, in tokens.")
     max_batch_tokens: int = Field(default=2048, ge=16, le=1048576, description="Tokens in one forward pass.")
-    pool_memory: Memory = Field(default="4Gi", description="One pool for KV cache and adapters.")
+    pool_memory: Memory = Field(
+        default="4Gi", description="Of a pod, for KV cache and adapters together; tensor-parallel ranks share it out."
+    )
     max_rank: LoraRank = 64
+    tensor_parallel: TensorParallel = Field(
+        default=1, description="Processes of a pod that share out the model; each takes a GPU of its own."
+    )
     dtype: DType = DType.AUTO
     api_key_secret_ref: SecretRef | None = Field(
         default=None, description="A Secret whose key `api-key` clients must send as bearer token."

@@ -120,6 +120,7 @@ def _arguments(base: BaseModelResource, revision: str, digest: str) -> list[str]
         "--max-batch-tokens": str(serving.max_batch_tokens),
         "--pool-memory": serving.pool_memory,
         "--max-rank": str(serving.max_rank),
+        "--tensor-parallel": str(serving.tensor_parallel),
     }
     if serving.api_key_secret_ref is not None:
         pairs["--api-key-file"] = f"{_KEY_DIR}/api-key"

@@ -66,6 +66,14 @@ class EngineThread:
     def preload(self, variant: Variant, on: bool) -> None:
         self._inbox.put(lambda engine: engine.preload(variant, on))
 
+    def die(self, error: Exception) -> None:
+        """What the engine needs is gone: it counts as dead from now on, even where its thread is stuck in a step."""
+        log.critical("the engine lost what it needs", exc_info=error)
+        first = self._record(error)
+        self._inbox.put(lambda engine: _raise(error))
+        if first:
+            self._on_death()
+
     def stop(self, timeout_s: float) -> None:
         """Ends the loop after its current step; what is unfinished is answered with EngineDead."""
         self._inbox.put(None)
@@ -87,11 +95,18 @@ class EngineThread:
             self._engine.memory.check()
         except Exception as error:
             log.critical("engine thread died", exc_info=error)
-            self.error = error
+            first = self._record(error)
             self._close()
             for seq in [*self._engine.scheduler.waiting, *self._engine.scheduler.running]:
                 seq.request.emit(Failure(EngineDead("the engine has stopped")))
-            self._on_death()
+            if first:
+                self._on_death()
+
+    def _record(self, error: Exception) -> bool:
+        """Whether it is the first error, which is the one that counts."""
+        with self._gate:
+            first, self.error = self.error is None, self.error or error
+        return first
 
     def _take_commands(self, moved: bool) -> bool:
         """Runs what is in the inbox, waiting for it when there is nothing else to do; False means stop.
@@ -121,3 +136,7 @@ class EngineThread:
             command = self._inbox.get_nowait()
             if command is not None:
                 command(self._engine)
+
+
+def _raise(error: Exception) -> None:
+    raise error

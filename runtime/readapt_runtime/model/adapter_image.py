@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -127,7 +126,7 @@ def _directory(placed: tuple[_Placed, ...]) -> Mapping[Linear, LinearFactors]:
     for linear, fused, parts in placed:
         directory[linear] = _place(fused, parts, offset)
         offset += sum(rows * fused.in_features + elements for _, rows, elements, _ in parts)
-    return MappingProxyType(directory)
+    return directory
 
 
 def _place(fused: FusedLinear, parts: tuple[_Part, ...], offset: int) -> LinearFactors:

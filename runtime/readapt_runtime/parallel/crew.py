@@ -13,7 +13,8 @@ import struct
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from hashlib import sha256
 from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -22,8 +23,6 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from readapt_runtime.model.adapter_image import AdapterImage, LoraFactors
 from readapt_runtime.model.config import DecoderConfig
 from readapt_runtime.model.shard import Shard
@@ -31,7 +30,7 @@ from readapt_runtime.parallel.errors import WorkerDied, WorkerRefused
 from readapt_runtime.parallel.group import Group, Meeting
 from readapt_runtime.parallel.images import ImageMaker, SharedImage, Shares
 from readapt_runtime.parallel.rank import Plan
-from readapt_runtime.parallel.worker import Failed, ImageHeader, Ready, image_hash, run
+from readapt_runtime.parallel.worker import Failed, ImageHeader, Ready, image_bytes, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ class Crew:
             worker.steps.send_bytes(b"meet")
         shard = Shard(self._config, 0, self._world)
         try:
-            group = Group(shard, self._plan.device(shard), self._meeting)
+            group = Group(shard, self._plan.device_of(shard), self._meeting)
         except RuntimeError as error:
             raise WorkerDied(f"the ranks did not meet: {error}") from error
         self._await_ready(num_pages)
@@ -103,12 +102,11 @@ class Crew:
     def share(self, modules: Mapping[str, LoraFactors], maker: ImageMaker) -> SharedImage:
         """Rank 0's image of an adapter, once every worker has acknowledged its own by hash; raises WorkerDied."""
         number = next(self._numbers)
-        for worker in self._workers:
-            image = maker.make(modules, Shard(self._config, worker.rank, self._world))
-            with self._sending:
-                self._send_image(worker, number, image)
+        with self._sending:
+            for worker in self._workers:
+                self._send_image(worker, number, maker.make(modules, Shard(self._config, worker.rank, self._world)))
         own = maker.make(modules, Shard(self._config, 0, self._world))
-        return SharedImage(own.pages, own.layers, own.rank, own.fully_sharded, shares=Shares(number))
+        return SharedImage(own.layers, own.rank, own.num_pages, own.read, own.fully_sharded, shares=Shares(number))
 
     def close(self) -> None:
         """Ends the workers: by their pipes, and by force where that does not do."""
@@ -174,17 +172,16 @@ class Crew:
         return news
 
     def _send_image(self, worker: _Worker, number: int, image: AdapterImage) -> None:
-        described = replace(image, pages=image.pages.to("meta"))
-        flat = image.pages.transpose(0, 1).contiguous().view(-1).view(torch.uint8).numpy()
+        content = image_bytes(image)
         try:
-            worker.images.send(ImageHeader(number, described))
-            worker.images.send_bytes(flat)
+            worker.images.send(ImageHeader.of(number, image))
+            worker.images.send_bytes(content)
             if not worker.images.poll(self._patience.step_s):
                 raise _gone(worker, "does not take an adapter")
             held = worker.images.recv_bytes()
         except (OSError, EOFError) as error:
             raise _gone(worker, f"takes no adapter ({type(error).__name__})") from error
-        if held != image_hash(image):
+        if held != sha256(content).digest():
             raise _gone(worker, "holds other bytes than it was sent")
 
     def _watch(self, on_death: Callable[[WorkerDied], None]) -> None:

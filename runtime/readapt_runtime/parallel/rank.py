@@ -23,16 +23,16 @@ class Plan:
 
     base: Path
     dtype: torch.dtype
-    device_type: str
+    device: str
+    """cpu, or cuda, of which each rank takes one."""
     pool_bytes: int
     """Of the pod: each rank gets an equal part."""
     bounds: Bounds
 
-    def device(self, shard: Shard) -> torch.device:
-        """Ranks share the CPU; each has a GPU of its own."""
-        if self.device_type == "cuda" and shard.world > 1:
+    def device_of(self, shard: Shard) -> torch.device:
+        if self.device == "cuda" and shard.world > 1:
             return torch.device("cuda", shard.rank)
-        return torch.device(self.device_type)
+        return torch.device(self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class Loaded:
 
 
 def load(plan: Plan, shard: Shard) -> Loaded:
-    """Raises BadWeights, UnsupportedModel, PoolTooSmall."""
-    device, config = plan.device(shard), shard.config
+    """Raises BadWeights, UnsupportedModel, PoolTooSmall. Ranks of one CPU share out its threads."""
+    device, config = plan.device_of(shard), shard.config
     if shard.world > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // shard.world))
     config.require_length(plan.bounds.max_model_len)

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 import torch
 
-from readapt_runtime.engine.core import Batch, Request, ResidentAdapter, Row, SamplingParams, Segment, Variant
+from readapt_runtime.engine.core import Batch, BlockTable, Request, ResidentAdapter, Row, SamplingParams, Segment, Variant
 from readapt_runtime.engine.core import Sequence as Seq
 from readapt_runtime.engine.pool import Entry, PageKind, PagePool, kv_pages
 from readapt_runtime.model.adapter_image import AdapterImage
@@ -89,8 +89,7 @@ class StepReader:
         """``images``: this rank's shares by number; they arrive by another way, before any step names them."""
         self._pool, self._images = pool, images
         self._adapters: dict[int, ResidentAdapter] = {}
-        self._entries: Mapping[tuple[int, ...], Entry] = {}
-        pool.pages.zero_()  # attention reads whole blocks and masks the tail, and a masked NaN is still a NaN
+        self._tables: Mapping[tuple[int, ...], BlockTable] = {}
 
     def read(self, message: bytes) -> Batch:
         words = np.frombuffer(message, dtype=np.int32).tolist()
@@ -116,21 +115,16 @@ class StepReader:
         return torch.tensor(values, dtype=torch.int64, device=self._pool.device)
 
     def _rows(self, words: list[int]) -> tuple[Row, ...]:
-        """Pages whose first token is of this step are new, and may hold what another entry left there."""
         rows: list[Row] = []
-        fresh: list[int] = []
-        entries: dict[tuple[int, ...], Entry] = {}
+        tables: dict[tuple[int, ...], BlockTable] = {}
         source = iter(words)
         for start in source:
             tokens, length = _take(source, 2)
             pages = tuple(_take(source, length))
-            # the same object for the same pages: backends keep their tables while entries stay the same
-            entry = entries[pages] = self._entries.get(pages) or Entry(PageKind.KV, pages)
-            rows.append(Row(Seq(_NOBODY, [], kv=entry), start, tokens))
-            fresh += pages[kv_pages(start) :]
-        self._entries = entries
-        if fresh:
-            self._pool.pages[fresh] = 0
+            # the same object for the same pages: backends keep theirs while tables stay the same
+            table = tables[pages] = self._tables.get(pages) or BlockTable([], list(pages), 0)
+            rows.append(Row(Seq(_NOBODY, [], kv=table), start, tokens))
+        self._tables = tables
         return tuple(rows)
 
     def _segments(self, words: list[int]) -> tuple[Segment, ...]:
@@ -143,8 +137,8 @@ class StepReader:
             image_number, length = _take(source, 2)
             image = self._images[image_number]
             entry = Entry(PageKind.ADAPTER, tuple(_take(source, length)))
-            for index, page in enumerate(entry.pages[: image.num_pages]):
-                self._pool.pages[page].copy_(image.pages[index], non_blocking=True)
+            own = Entry(entry.kind, entry.pages[: image.num_pages])
+            self._pool.write(own, image.read())
             self._adapters[number] = ResidentAdapter(Variant(f"image {image_number}", _NO_DIGEST, image), entry, None)
 
 

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 import torch
 
 from readapt_api.errors import EXIT_OK, Terminal
-from readapt_runtime.model.adapter_image import AdapterImage
+from readapt_runtime.model.adapter_image import AdapterImage, LinearFactors
+from readapt_runtime.model.config import Linear
 from readapt_runtime.model.shard import Shard
 from readapt_runtime.parallel.group import Group, Meeting
 from readapt_runtime.parallel.rank import Loaded, Plan, load
@@ -47,12 +48,20 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """Comes before the bytes of an image, which lie ``[layers, pages, page elements]``; pickled, as its reader trusts
-    the process that started it."""
+    """Comes before the bytes of an image. Pickled: its reader trusts the process that started it."""
 
     number: int
-    image: AdapterImage
-    """With pages on the meta device: their shape and dtype."""
+    shape: tuple[int, ...]
+    """``[layers, pages, page elements]``, as the bytes lie."""
+    dtype: torch.dtype
+    layers: tuple[Mapping[Linear, LinearFactors], ...]
+    rank: int
+    fully_sharded: bool
+
+    @classmethod
+    def of(cls, number: int, image: AdapterImage) -> ImageHeader:
+        pages = image.read()
+        return cls(number, tuple(pages.transpose(0, 1).shape), pages.dtype, image.layers, image.rank, image.fully_sharded)
 
 
 def run(plan: Plan, shard: Shard, meeting: Meeting, steps: Connection, images: Connection) -> None:
@@ -60,14 +69,14 @@ def run(plan: Plan, shard: Shard, meeting: Meeting, steps: Connection, images: C
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group: the server decides when to end
         signal.signal(number, signal.SIG_IGN)
     held: dict[int, AdapterImage] = {}
-    pinned = plan.device_type == "cuda"
+    pinned = plan.device == "cuda"
     threading.Thread(target=_receive_images, args=(images, held, pinned), name="images", daemon=True).start()
     try:
         with _reporting(steps):
             loaded = load(plan, shard)
             steps.send(Ready(loaded.pool.num_pages))
             steps.recv_bytes()  # everyone has loaded: nobody waits in vain for a rank that could not
-            group = Group(shard, plan.device(shard), meeting)
+            group = Group(shard, plan.device_of(shard), meeting)
             steps.send(Ready(loaded.pool.num_pages))
         _compute(loaded, group, held, steps)
     except (EOFError, ConnectionError):
@@ -100,20 +109,20 @@ def _receive_images(images: Connection, held: dict[int, AdapterImage], pinned: b
     try:
         while True:
             header = images.recv()
-            image = _receive(images, header.image, pinned)
+            image = _receive(images, header, pinned)
             held[header.number] = image
-            images.send_bytes(image_hash(image))
+            images.send_bytes(sha256(image_bytes(image)).digest())
     except (EOFError, ConnectionError):
         os._exit(EXIT_OK)
 
 
-def _receive(images: Connection, described: AdapterImage, pinned: bool) -> AdapterImage:
-    shape = described.pages.transpose(0, 1).shape
-    pages = torch.empty(shape, dtype=described.pages.dtype, pin_memory=pinned)
-    images.recv_bytes_into(pages.view(-1).view(torch.uint8).numpy())
-    return AdapterImage(pages.transpose(0, 1), described.layers, described.rank, described.fully_sharded)
+def _receive(images: Connection, header: ImageHeader, pinned: bool) -> AdapterImage:
+    pages = torch.empty(header.shape, dtype=header.dtype, pin_memory=pinned).transpose(0, 1)
+    image = AdapterImage(header.layers, header.rank, len(pages), lambda: pages, header.fully_sharded)
+    images.recv_bytes_into(image_bytes(image))
+    return image
 
 
-def image_hash(image: AdapterImage) -> bytes:
-    """sha256 of an image's bytes as they are sent."""
-    return sha256(image.pages.transpose(0, 1).contiguous().view(-1).view(torch.uint8).numpy()).digest()
+def image_bytes(image: AdapterImage) -> memoryview:
+    """Those of its pages, ``[layers, pages, page elements]``: a view, as packing lays them out."""
+    return image.read().transpose(0, 1).view(-1).view(torch.uint8).numpy().data

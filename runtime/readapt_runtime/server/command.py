@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from readapt_api.bounds import RANK
+from readapt_api.bounds import RANK, TENSOR_PARALLEL
 from readapt_api.serving import REQUEST_LIMIT_S
-from readapt_runtime.server.limits import BadLimits, Limits, parse_memory
+from readapt_runtime.server.limits import FULL_SHARD_RANK, BadLimits, Limits, parse_memory
 from readapt_runtime.server.names import require_name
 
 _Adapters = Annotated[
@@ -35,6 +35,18 @@ _FirstToken = Annotated[
     float, typer.Option(help="Refuse what can no longer get its first token within this time.", min=0.001)
 ]
 _HostMemory = Annotated[str, typer.Option(help="Memory for images of adapters that are not in the pool.")]
+_TensorParallel = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="Processes that share out the model; each takes a GPU of its own.",
+        min=TENSOR_PARALLEL.least,
+        max=TENSOR_PARALLEL.most,
+    ),
+]
+_FullShard = Annotated[
+    int, typer.Option(metavar="RANK", help="With N > 1: adapters from this rank on are cut both ways.", min=1)
+]
 _KeepAlive = Annotated[
     float, typer.Option(help="How long idle connections stay open; longer than clients keep theirs.")
 ]
@@ -64,6 +76,8 @@ def serve(
     max_rank: Annotated[int, typer.Option(help="Largest rank of an adapter.", min=RANK.least, max=RANK.most)] = 64,
     tenant_header: _TenantHeader = "",
     first_token_seconds: _FirstToken = REQUEST_LIMIT_S,
+    tensor_parallel: _TensorParallel = 1,
+    full_shard_rank: _FullShard = FULL_SHARD_RANK,
     drain_keep_alive_seconds: _KeepAlive = 120.0,
 ) -> None:
     """Serve a base model and its adapters over one OpenAI-compatible API.
@@ -97,6 +111,8 @@ def serve(
         api_key_file=api_key_file,
         adapter_root=adapter_root,
         tenant_header=tenant_header,
+        tensor_parallel=tensor_parallel,
+        full_shard_rank=full_shard_rank,
         limits=Limits(
             max_model_len=max_model_len,
             max_batch_tokens=max_batch_tokens,

@@ -8,6 +8,9 @@ from readapt_api.errors import Terminal
 from readapt_api.memory import memory_bytes
 from readapt_api.serving import LINGER_S, REQUEST_LIMIT_S
 
+FULL_SHARD_RANK = 128
+"""Adapters of this rank or more are cut both ways over the ranks of a tensor-parallel pod; see ADR 0009."""
+
 
 class BadLimits(Terminal):
     """A limit that makes no sense."""

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from readapt_api.errors import EXIT_BUG, EXIT_OK
 from readapt_api.serving import DesiredSet
 from readapt_runtime.engine.thread import EngineThread
+from readapt_runtime.parallel.crew import Crew
 from readapt_runtime.server.adapters import AdapterTable
 from readapt_runtime.server.admin import Admin
 from readapt_runtime.server.admin_tokens import TokenCheck
@@ -96,9 +97,12 @@ class _Server:
     limits: Limits
     host: str
     admin_host: str
+    crew: Crew | None
 
     def start(self) -> list[asyncio.Task[None]]:
         self.engine.start()
+        if self.crew is not None:
+            self.crew.watch(self.engine.die)
         work = [self.adapters.run(), self.serving.run_until_exit(), self.administration.run_until_exit()]
         if self.shards is not None:
             work.append(self.shards.watch())
@@ -135,6 +139,8 @@ class _Server:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self.engine.stop, ENGINE_STOP_S)
+        if self.crew is not None:
+            await asyncio.to_thread(self.crew.close)
         return EXIT_BUG if broken or self.engine.error is not None else EXIT_OK
 
 
@@ -203,6 +209,7 @@ def _assemble(options: Options, machinery: Machinery) -> _Server:
         limits,
         options.host,
         admin_host,
+        machinery.crew,
     )
 
 

@@ -5,12 +5,11 @@ In: (name, digest) of a wanted variant. Out: the packed image and the probe. Nex
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from pydantic import ValidationError
 
 from readapt_api.artifacts import ADAPTER_WEIGHTS, PROBE, ArtifactKind, Manifest, Probe
@@ -18,7 +17,7 @@ from readapt_api.contract import Digest
 from readapt_api.digest import hash_file, list_source, variant_digest
 from readapt_api.errors import Terminal
 from readapt_runtime.lora_format import read_adapter
-from readapt_runtime.model.adapter_image import AdapterImage, pack_adapter
+from readapt_runtime.model.adapter_image import AdapterImage, LoraFactors
 from readapt_runtime.model.config import DecoderConfig
 from readapt_runtime.store import MissingArtifact, Store
 
@@ -47,17 +46,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How images are packed for this pod's base and pool."""
+    """How images are made for this pod's base and pools."""
 
     config: DecoderConfig
-    page_elements: int
-    dtype: torch.dtype
     max_rank: int
+    make_image: Callable[[Mapping[str, LoraFactors]], AdapterImage]
+    """Of checked factors by module."""
 
     def pack(self, folder: Path, manifest: Manifest | None) -> AdapterImage:
         """Reads and checks the PEFT folder; raises Terminal with the module that is wrong."""
         adapter = read_adapter(folder, self.config.module_shapes, self.max_rank, manifest)
-        return pack_adapter(adapter.modules, self.config, self.page_elements, self.dtype)
+        return self.make_image(adapter.modules)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,14 +19,14 @@ from readapt_api.errors import Terminal
 from readapt_api.serving import DesiredAdapter, DesiredSet
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
-from readapt_runtime.engine.pool import PageLayout, PagePool
-from readapt_runtime.model.backends import Bounds, choose_backends, choose_ops
+from readapt_runtime.model.backends import Bounds
 from readapt_runtime.model.config import DecoderConfig, read_config
-from readapt_runtime.model.decoder import Decoder
-from readapt_runtime.model.weights import load_weights
+from readapt_runtime.parallel.crew import Crew
+from readapt_runtime.parallel.rank import Plan
+from readapt_runtime.parallel.ranks import start_ranks
 from readapt_runtime.server.adapter_root import AdapterRoot
 from readapt_runtime.server.host_images import HostedSource, HostImages
-from readapt_runtime.server.limits import Limits
+from readapt_runtime.server.limits import FULL_SHARD_RANK, Limits
 from readapt_runtime.server.names import require_name
 from readapt_runtime.server.registration import FolderSource, Packing, Source, StoreSource, folder_digest
 from readapt_runtime.server.tokens import Tokens
@@ -62,6 +62,8 @@ class Options:
     api_key_file: Path | None = None
     adapter_root: Path | None = None
     tenant_header: str = ""
+    tensor_parallel: int = 1
+    full_shard_rank: int = FULL_SHARD_RANK
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -75,6 +77,8 @@ class Options:
             raise BadOptions("--admin-public-key needs --admin-subject: the key signs for the pods of other bases too")
         if self.adapter_root and not self.adapter_root.is_dir():
             raise BadOptions(f"--adapter-root: {self.adapter_root} is no folder")
+        if self.tensor_parallel > 1 and self.device not in ("auto", "cpu", "cuda"):
+            raise BadOptions(f"--tensor-parallel takes a device per rank, so --device {self.device} is one too few")
         if self.served_name in self.adapters:
             raise BadOptions(f"{self.served_name!r} is the name of the base and of an adapter")
 
@@ -94,6 +98,8 @@ class Machinery:
     """Those of the options, within what the base can do."""
     given: DesiredSet | None
     """The adapters of the command line as a set; None when sets come from elsewhere."""
+    crew: Crew | None
+    """The processes of the other ranks; None for a model in one piece."""
 
 
 def build(options: Options) -> Machinery:
@@ -108,25 +114,26 @@ def build(options: Options) -> Machinery:
         tokens = Tokens(options.base, config.vocab_size)
     with _stage("digest base"):
         base_digest = _base_digest(options)
-    with _stage("load weights"):
-        ops = choose_ops(config, dtype, device)
-        weights = load_weights(options.base, config, dtype, device, ops)
-    with _stage("allocate pool"):
-        pool = PagePool(PageLayout.of(config), limits.pool_bytes, dtype, device)
     bounds = Bounds(limits.max_model_len, limits.max_batch_tokens, limits.max_in_flight, limits.max_rank)
-    decoder = Decoder(weights, choose_backends(config, ops, pool, bounds))
-    loader = ThreadPoolExecutor(1, thread_name_prefix="adapters")
-    engine_limits = EngineLimits(limits.max_batch_tokens, limits.max_in_flight)
-    engine = Engine(decoder, pool, engine_limits, executor=loader)
-    packing = Packing(config, pool.layout.elements, dtype, limits.max_rank)
-    with _stage("digest adapters"):
-        source, given = _source(options, base_digest, packing)
-    images = HostImages(limits.host_bytes, pinned=device.type == "cuda")
+    plan = Plan(options.base, dtype, str(device), limits.pool_bytes, bounds)
+    with ExitStack() as unless_built:
+        with _stage("load weights"):
+            ranks = start_ranks(plan, config, options.tensor_parallel, options.full_shard_rank)
+            unless_built.callback(ranks.close)
+        loader = ThreadPoolExecutor(1, thread_name_prefix="adapters")
+        engine_limits = EngineLimits(limits.max_batch_tokens, limits.max_in_flight)
+        engine = Engine(ranks.model, ranks.pool, engine_limits, executor=loader)
+        packing = Packing(config, limits.max_rank, ranks.make_image)
+        images = HostImages(limits.host_bytes, pinned=device.type == "cuda")
+        with _stage("digest adapters"):
+            source, given = _source(options, base_digest, packing)
+        unless_built.pop_all()
     hosted = HostedSource(source, images)
-    name = str(dtype).removeprefix("torch.")
-    log.info("engine", extra={"device": str(device), "dtype": name, "pages": pool.num_pages, "base": base_digest})
     root = AdapterRoot(options.adapter_root, base_digest, packing, images) if options.adapter_root else None
-    return Machinery(base_digest, config, tokens, engine, hosted, root, name, limits, given)
+    name = str(dtype).removeprefix("torch.")
+    engine_facts = {"device": str(device), "dtype": name, "pages": ranks.pool.num_pages, "base": base_digest}
+    log.info("engine", extra={**engine_facts, "ranks": options.tensor_parallel})
+    return Machinery(base_digest, config, tokens, engine, hosted, root, name, limits, given, ranks.crew)
 
 
 def _source(options: Options, base: Digest, packing: Packing) -> tuple[Source, DesiredSet | None]:
