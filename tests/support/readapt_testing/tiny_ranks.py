@@ -1,0 +1,61 @@
+"""Engines over several ranks: the worker processes are real, rank 0 is the process of the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from readapt_api.contract import Digest
+from readapt_runtime.engine.core import Variant
+from readapt_runtime.engine.engine import Engine, EngineLimits
+from readapt_runtime.engine.pool import PageLayout
+from readapt_runtime.lora_format import read_adapter
+from readapt_runtime.model.backends import Bounds
+from readapt_runtime.model.config import read_config
+from readapt_runtime.model.shard import Shard
+from readapt_runtime.parallel.crew import Patience
+from readapt_runtime.parallel.rank import Plan
+from readapt_runtime.parallel.ranks import Ranks, start_ranks
+
+PATIENCE = Patience(start_s=120.0, step_s=30.0)
+_DIGEST: Digest = f"sha256:{'0' * 64}"
+
+
+@dataclass(frozen=True)
+class TinyRanks:
+    """A pod's ranks and an engine over them."""
+
+    base: Path
+    ranks: Ranks
+    engine: Engine
+
+    def variant(self, folder: Path) -> Variant:
+        adapter = read_adapter(folder, read_config(self.base).module_shapes)
+        return Variant(folder.name, _DIGEST, self.ranks.make_image(adapter.modules))
+
+
+@contextmanager
+def tiny_ranks(
+    base: Path,
+    world: int,
+    limits: EngineLimits,
+    num_pages: int = 200,
+    full_shard_rank: int = 128,
+    dtype: torch.dtype = torch.float32,
+    patience: Patience = PATIENCE,
+) -> Iterator[TinyRanks]:
+    """Ranks on the CPU with ``num_pages`` each; they are gone when the block ends."""
+    threads = torch.get_num_threads()
+    config = read_config(base)
+    pool_bytes = world * num_pages * PageLayout.of(Shard(config, 0, world).config).page_bytes(dtype)
+    bounds = Bounds(512, limits.max_batch_tokens, limits.max_running, 512)
+    ranks = start_ranks(Plan(base, dtype, "cpu", pool_bytes, bounds), config, world, full_shard_rank, patience)
+    try:
+        yield TinyRanks(base, ranks, Engine(ranks.model, ranks.pool, limits, clock=lambda: 0.0))
+    finally:
+        ranks.close()
+        torch.set_num_threads(threads)
