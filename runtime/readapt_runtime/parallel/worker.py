@@ -9,22 +9,23 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from multiprocessing.connection import Connection
 
 import torch
 
-from readapt_api.errors import EXIT_OK, Terminal
+from readapt_api.errors import EXIT_BUG, EXIT_OK, ReadaptError, Terminal
 from readapt_runtime.model.adapter_image import AdapterImage, LinearFactors
 from readapt_runtime.model.config import Linear
 from readapt_runtime.model.shard import Shard
 from readapt_runtime.parallel.group import Group, Meeting
 from readapt_runtime.parallel.rank import Loaded, Plan, load
 from readapt_runtime.parallel.steps import StepReader
+from readapt_runtime.server.logs import log_as_json
 
 log = logging.getLogger(__name__)
 
@@ -68,32 +69,32 @@ def run(plan: Plan, shard: Shard, meeting: Meeting, steps: Connection, images: C
     """The process. ``steps``: handshake, then packed steps in; ``images``: headers and bytes in, hashes out."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group: the server decides when to end
         signal.signal(number, signal.SIG_IGN)
+    log_as_json()
     held: dict[int, AdapterImage] = {}
     pinned = plan.device == "cuda"
     threading.Thread(target=_receive_images, args=(images, held, pinned), name="images", daemon=True).start()
     try:
-        with _reporting(steps):
-            loaded = load(plan, shard)
-            steps.send(Ready(loaded.pool.num_pages))
-            steps.recv_bytes()  # everyone has loaded: nobody waits in vain for a rank that could not
-            group = Group(shard, plan.device_of(shard), meeting)
-            steps.send(Ready(loaded.pool.num_pages))
+        loaded, group = _begin(plan, shard, meeting, steps)
         _compute(loaded, group, held, steps)
     except (EOFError, ConnectionError):
-        log.info("the server has gone")
-
-
-@contextmanager
-def _reporting(steps: Connection) -> Iterator[None]:
-    """Tells rank 0 why the start failed."""
-    try:
-        yield
-    except (EOFError, ConnectionError):
-        raise
+        log.info("the server has gone", extra={"rank": shard.rank})
     except Exception as error:
-        message = " ".join(str(error).split())[:1000]
-        steps.send(Failed(type(error).__name__, message, isinstance(error, Terminal)))
+        log.critical("worker died", exc_info=error, extra={"rank": shard.rank})
+        sys.exit(error.exit_code if isinstance(error, ReadaptError) else EXIT_BUG)
+
+
+def _begin(plan: Plan, shard: Shard, meeting: Meeting, steps: Connection) -> tuple[Loaded, Group]:
+    """Loads and meets the others; tells rank 0 how it went, either way."""
+    try:
+        loaded = load(plan, shard)
+        steps.send(Ready(loaded.pool.num_pages))
+        steps.recv_bytes()  # everyone has loaded: nobody waits in vain for a rank that could not
+        group = Group(shard, plan.device_of(shard), meeting)
+        steps.send(Ready(loaded.pool.num_pages))
+    except (ReadaptError, RuntimeError) as error:
+        steps.send(Failed(type(error).__name__, " ".join(str(error).split())[:1000], isinstance(error, Terminal)))
         raise
+    return loaded, group
 
 
 def _compute(loaded: Loaded, group: Group, held: dict[int, AdapterImage], steps: Connection) -> None:
