@@ -15,6 +15,7 @@ from readapt_runtime.engine.stats import StepTimes, observe
 log = logging.getLogger(__name__)
 
 _Command = Callable[[Engine], None]
+_LAST_WORDS_S = 5.0
 
 _STALLED_S = 0.02
 """Longest wait for an adapter before deadlines are looked at again."""
@@ -67,10 +68,15 @@ class EngineThread:
         self._inbox.put(lambda engine: engine.preload(variant, on))
 
     def die(self, error: Exception) -> None:
-        """What the engine needs is gone: it counts as dead from now on, even where its thread is stuck in a step."""
+        """What the engine needs is gone: it counts as dead from now on, even where its thread is stuck in a step.
+
+        Its requests are told, if the thread comes to it in time. Blocks meanwhile.
+        """
         log.critical("the engine lost what it needs", exc_info=error)
         first = self._record(error)
         self._inbox.put(lambda engine: _raise(error))
+        if self._thread.is_alive():
+            self._thread.join(_LAST_WORDS_S)
         if first:
             self._on_death()
 

@@ -17,7 +17,7 @@ from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.backends import Bounds
 from readapt_runtime.model.config import read_config
 from readapt_runtime.model.shard import Shard
-from readapt_runtime.parallel.crew import Patience
+from readapt_runtime.parallel.crew import Crew, Patience
 from readapt_runtime.parallel.rank import Plan
 from readapt_runtime.parallel.ranks import Ranks, start_ranks
 
@@ -32,6 +32,12 @@ class TinyRanks:
     base: Path
     ranks: Ranks
     engine: Engine
+
+    @property
+    def crew(self) -> Crew:
+        if self.ranks.crew is None:
+            raise AssertionError("a model in one piece")
+        return self.ranks.crew
 
     def variant(self, folder: Path) -> Variant:
         adapter = read_adapter(folder, read_config(self.base).module_shapes)

@@ -1,0 +1,105 @@
+"""What rank 0 tells of a step is what a worker computes, and a worker's pool follows rank 0's."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+from readapt_runtime.engine.core import Batch, Request, ResidentAdapter, Row, SamplingParams, Sequence, Variant
+from readapt_runtime.engine.pool import Entry, PageKind, PageLayout, PagePool
+from readapt_runtime.model.adapter_image import AdapterImage
+from readapt_runtime.parallel.images import SharedImage, Shares
+from readapt_runtime.parallel.steps import StepReader, StepWriter
+
+CPU = torch.device("cpu")
+LAYOUT = PageLayout(num_layers=2, num_kv_heads=1, head_dim=4)
+
+
+@pytest.fixture
+def pool() -> PagePool:
+    """A worker's pool of 12 pages, whatever was in it before."""
+    made = PagePool(LAYOUT, 12 * LAYOUT.page_bytes(torch.float32), torch.float32, CPU)
+    made.pages.fill_(float("nan"))
+    return made
+
+
+def _image(number: int) -> AdapterImage:
+    return AdapterImage(torch.full((2, 2, LAYOUT.elements), float(number)), ({}, {}), 4)
+
+
+def _adapter(number: int, *pages: int) -> ResidentAdapter:
+    """Resident on rank 0; its image is number ``number``."""
+    mine = _image(-1)
+    image = SharedImage(mine.pages, mine.layers, mine.rank, shares=Shares(number))
+    return ResidentAdapter(Variant("a", f"sha256:{'0' * 64}", image), Entry(PageKind.ADAPTER, pages), None)
+
+
+def _sequence(tokens: list[int], pages: tuple[int, ...], adapter: ResidentAdapter | None = None) -> Sequence:
+    request = Request(tuple(tokens), SamplingParams(max_tokens=8), emit=lambda event: None)
+    return Sequence(request, tokens, Entry(PageKind.KV, pages), adapter)
+
+
+def _told(batch: Batch) -> dict[str, object]:
+    return {
+        "tokens": batch.token_ids.tolist(),
+        "positions": batch.positions.tolist(),
+        "sampled": batch.sampled.tolist(),
+        "rows": [(r.start, r.count) for r in batch.rows],
+        "segments": [(s.start, s.stop) for s in batch.segments],
+    }
+
+
+def test_a_mixed_step_arrives_as_it_was_sent(pool: PagePool) -> None:
+    adapter = _adapter(5, 10, 11)
+    prompt = _sequence(list(range(40)), (2, 7, 4, 9))
+    decoding = _sequence(list(range(90, 108)), (1, 3), adapter)
+    batch = Batch.of([Row(prompt, 16, 20), Row(decoding, 17, 1)], CPU)
+    found = StepReader(pool, {5: _image(5)}).read(StepWriter().write(batch))
+    assert _told(found) == _told(batch)
+    assert [r.seq.kv.pages for r in found.rows if r.seq.kv] == [(2, 7, 4), (1, 3)]  # up to the last token of the step
+    assert found.segments[0].adapter.entry.pages == (10, 11)
+
+
+def test_pages_are_zeroed_when_their_first_token_comes_and_never_again(pool: PagePool) -> None:
+    reader, writer = StepReader(pool, {}), StepWriter()
+    prompt = _sequence(list(range(40)), (2, 7, 4))
+    for start, count, zeroed in [(0, 20, {2, 7}), (20, 12, set()), (32, 8, {4})]:
+        pool.pages.fill_(float("nan"))
+        reader.read(writer.write(Batch.of([Row(prompt, start, count)], CPU)))
+        assert {p for p in range(12) if bool((pool.pages[p] == 0).all())} == zeroed
+        assert bool(pool.pages[[p for p in range(12) if p not in zeroed]].isnan().all())
+
+
+def test_an_adapter_is_placed_with_the_first_step_that_uses_it_and_again_after_it_was_evicted(pool: PagePool) -> None:
+    images = {5: _image(5)}
+    reader, writer = StepReader(pool, images), StepWriter()
+    adapter = _adapter(5, 3, 8)
+    shares = adapter.variant.image.shares  # type: ignore[attr-defined]
+
+    def step(of: ResidentAdapter) -> Batch:
+        sequence = _sequence([1, 2, 3], (1,), of)
+        return reader.read(writer.write(Batch.of([Row(sequence, 0, 3)], CPU)))
+
+    first = step(adapter).segments[0].adapter
+    assert pool.pages[[3, 8]].eq(5).all()
+    pool.pages[3] = 7  # nobody copies it again
+    assert step(adapter).segments[0].adapter is first
+    assert pool.pages[3].eq(7).all()
+    moved = ResidentAdapter(adapter.variant, Entry(PageKind.ADAPTER, (6, 4)), None)
+    assert step(moved).segments[0].adapter is not first
+    assert pool.pages[[6, 4]].eq(5).all()
+    writer.watch(shares)
+    del adapter, moved, shares
+    gc.collect()
+    assert list(images) == [5]
+    reader.read(writer.write(Batch.of([Row(_sequence([1], (1,)), 0, 1)], CPU)))
+    assert images == {}
+
+
+def test_an_adapter_that_the_workers_never_got_is_a_bug(pool: PagePool) -> None:
+    image = _image(1)
+    stray = ResidentAdapter(Variant("a", f"sha256:{'0' * 64}", image), Entry(PageKind.ADAPTER, (3,)), None)
+    with pytest.raises(RuntimeError, match="no shares of a"):
+        StepWriter().write(Batch.of([Row(_sequence([1], (1,), stray), 0, 1)], CPU))
