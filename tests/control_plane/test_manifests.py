@@ -78,6 +78,9 @@ BASE_MODELS = [
     Row("replicas as text", {"spec.serving.replicas": "1"}, "must be of type integer"),
     Row("tiny context", {"spec.serving.maxModelLen": 15}, "should be greater than or equal to 16"),
     Row("rank 513", {"spec.serving.maxRank": 513}, "should be less than or equal to 512"),
+    Row("eight ranks", {"spec.serving.tensorParallel": 8}),
+    Row("nine ranks", {"spec.serving.tensorParallel": 9}, "should be less than or equal to 8"),
+    Row("no rank", {"spec.serving.tensorParallel": 0}, "should be greater than or equal to 1"),
     Row("pool in megabytes", {"spec.serving.poolMemory": "512Mi"}),
     Row("pool in decimal gigabytes", {"spec.serving.poolMemory": "4G"}),
     Row("pool with a fraction", {"spec.serving.poolMemory": "1.5Gi"}),
@@ -310,7 +313,7 @@ def test_defaults_are_stored(kube: Kube, namespace: str) -> None:
     expected = {"strategy": "BlueGreen", "stragglers": "Block", "promotion": "Automatic", "maxParallelJobs": 4}
     assert base["upgrade"] == expected
     serving = {"replicas": 1, "maxModelLen": 2048, "maxBatchTokens": 2048, "poolMemory": "4Gi", "maxRank": 64}
-    assert base["serving"] == {**serving, "dtype": "Auto", "pod": {}}
+    assert base["serving"] == {**serving, "tensorParallel": 1, "dtype": "Auto", "pod": {}}
     assert base["jobs"] == {"pod": {}, "maxAttempts": 3, "activeDeadlineSeconds": 3600}
     assert adapter["source"]["checkpoint"] == {**CHECKPOINT, "rank": {"energy": "0.95"}, "maxRank": 64}
     assert adapter["data"] | {"promptField": "prompt", "completionField": "completion"} == adapter["data"]

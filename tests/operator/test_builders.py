@@ -165,12 +165,13 @@ def test_users_settings_reach_the_pod_and_cannot_take_our_labels() -> None:
 
 
 def test_the_server_is_told_what_it_serves() -> None:
-    wish = {"dtype": "Float32", "maxRank": 16, "apiKeySecretRef": {"name": "keys"}}
+    wish = {"dtype": "Float32", "maxRank": 16, "tensorParallel": 4, "apiKeySecretRef": {"name": "keys"}}
     template = build_deployment(base(serving=wish), "0123456789", "v1", DIGEST, "image")["spec"]["template"]
     arguments = template["spec"]["containers"][0]["args"]
     told = dict(pair for i, pair in enumerate(pairwise(arguments)) if i % 2 == 0)
     assert told["--base"] == "/store/artifacts/" + 64 * "1"
     assert (told["--dtype"], told["--max-rank"], told["--revision"]) == ("float32", "16", "0123456789")
+    assert told["--tensor-parallel"] == "4"
     assert told["--admin-subject"] == f"default/{LONGEST}"
     assert told["--api-key-file"] == "/etc/readapt/api-key/api-key"
     shards = [v for v in template["spec"]["volumes"] if v["name"].startswith("set-")]
@@ -199,8 +200,9 @@ def test_a_revision_is_made_of_weights_settings_and_image_but_not_of_replicas() 
         revision_of(base(), OTHER, "image:1"),
         revision_of(base(), DIGEST, "image:2"),
         revision_of(base(serving={"maxRank": 8}), DIGEST, "image:1"),
+        revision_of(base(serving={"tensorParallel": 2}), DIGEST, "image:1"),
     }
-    assert len(others | {one}) == 4
+    assert len(others | {one}) == 5
 
 
 def test_a_large_set_is_split_and_adds_up_again() -> None:

@@ -74,7 +74,7 @@ class EngineThread:
         """
         log.critical("the engine lost what it needs", exc_info=error)
         first = self._record(error)
-        self._inbox.put(lambda engine: _raise(error))
+        self._inbox.put(lambda engine: None)  # wakes the thread, which finds the error
         if self._thread.is_alive():
             self._thread.join(_LAST_WORDS_S)
         if first:
@@ -118,7 +118,7 @@ class EngineThread:
         """Runs what is in the inbox, waiting for it when there is nothing else to do; False means stop.
 
         Where nothing ``moved`` in the last step although there is work, it waits for a load to end, not for long:
-        deadlines pass meanwhile.
+        deadlines pass meanwhile. Raises what ``die`` was told.
         """
         try:
             while True:
@@ -131,6 +131,8 @@ class EngineThread:
                     return False
                 command(self._engine)
                 moved = True
+                if self.error is not None:
+                    raise self.error
         except queue.Empty:
             return True
 
@@ -142,7 +144,3 @@ class EngineThread:
             command = self._inbox.get_nowait()
             if command is not None:
                 command(self._engine)
-
-
-def _raise(error: Exception) -> None:
-    raise error

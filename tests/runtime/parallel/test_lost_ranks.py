@@ -100,7 +100,7 @@ def test_a_signal_to_the_whole_group_lets_the_server_finish_its_answers(tiny: Ti
 
 def test_a_worker_that_hangs_ends_the_step_in_time(tiny: Tiny) -> None:
     """What the engine raises ends the server: ``test_engine_death``."""
-    limits, patience = EngineLimits(max_batch_tokens=64, max_running=4), replace(PATIENCE, step_s=3.0, end_s=0.5)
+    limits, patience = EngineLimits(max_batch_tokens=64, max_running=4), replace(PATIENCE, step_s=10.0, end_s=0.5)
     with tiny_ranks(tiny.base, 2, limits, patience=patience) as several:
         ask(several.engine, [1, 2, 3])
         several.engine.step()
