@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from itertools import count, islice
+from itertools import accumulate, count, islice
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -45,12 +45,14 @@ class StepWriter:
         weakref.finalize(shares, self._gone_images.put, shares.number)
 
     def write(self, batch: Batch) -> bytes:
+        """Of what is on the host alone: nothing here waits for a device."""
         placed = [self._place(s.adapter) for s in batch.segments if s.adapter not in self._numbers]
+        ends = accumulate(row.count for row in batch.rows)
         parts = (
-            batch.token_ids.tolist(),
+            [token for row in batch.rows for token in row.seq.tokens[row.start : row.start + row.count]],
             [word for row in batch.rows for word in _row(row)],
             [word for s in batch.segments for word in (self._numbers[s.adapter], s.start, s.stop)],
-            batch.sampled.tolist(),
+            [end - 1 for row, end in zip(batch.rows, ends, strict=True) if row.samples],
             [word for words in placed for word in words],
             _drain(self._gone_adapters),
             _drain(self._gone_images),
