@@ -19,7 +19,16 @@ from queue import Empty, SimpleQueue
 import numpy as np
 import torch
 
-from readapt_runtime.engine.core import Batch, BlockTable, Request, ResidentAdapter, Row, SamplingParams, Segment, Variant
+from readapt_runtime.engine.core import (
+    Batch,
+    BlockTable,
+    Request,
+    ResidentAdapter,
+    Row,
+    SamplingParams,
+    Segment,
+    Variant,
+)
 from readapt_runtime.engine.core import Sequence as Seq
 from readapt_runtime.engine.pool import Entry, PageKind, PagePool, kv_pages
 from readapt_runtime.model.adapter_image import AdapterImage

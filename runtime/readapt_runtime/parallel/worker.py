@@ -62,7 +62,9 @@ class ImageHeader:
     @classmethod
     def of(cls, number: int, image: AdapterImage) -> ImageHeader:
         pages = image.read()
-        return cls(number, tuple(pages.transpose(0, 1).shape), pages.dtype, image.layers, image.rank, image.fully_sharded)
+        return cls(
+            number, tuple(pages.transpose(0, 1).shape), pages.dtype, image.layers, image.rank, image.fully_sharded
+        )
 
 
 def run(plan: Plan, shard: Shard, meeting: Meeting, steps: Connection, images: Connection) -> None:
