@@ -42,7 +42,7 @@ MOMENTS = {
     "in mid-prefill": (DECODER + "forward", PREFILL, 6),
     "in mid-decode": (DECODER + "forward", f"not ({PREFILL})", 40),
     "at an adapter's load": (POOL + "allocate", "args[0].value == 'adapter'", 4),
-    "at an eviction": (POOL + "release", "args[0].kind.value == 'adapter'", 1),
+    "at an eviction": (POOL + "release", "args[0].kind.value == 'adapter'", 6),
     "at shutdown": ("readapt_runtime.engine.thread:EngineThread:stop", "True", 1),
 }
 
