@@ -8,7 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from readapt_api.serving import HEADER_SET
-from readapt_runtime.server.problems import Unauthorized
+from readapt_runtime.server.problems import HeadersTooLarge, Unauthorized
 from readapt_runtime.server.readiness import Readiness
 
 
@@ -30,6 +30,22 @@ class StampAnswers:
             await send(message)
 
         await self._app(scope, receive, stamped if scope["type"] == "http" else send)
+
+
+class LimitHeaders:
+    """431 for headers over the limit; h11 bounds only those that have not arrived whole."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and sum(len(k) + len(v) + 4 for k, v in scope["headers"]) > self._max_bytes:
+            problem = HeadersTooLarge(f"the headers are larger than {self._max_bytes} bytes")
+            problem.headers["connection"] = "close"
+            await problem.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class RequireKey:

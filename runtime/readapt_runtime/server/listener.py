@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from readapt_runtime.server.gatekeeping import LimitHeaders
 from readapt_runtime.server.limits import Limits
 
 CLOSE_GRACE_S = 5
@@ -76,7 +77,7 @@ class Listener(uvicorn.Server):
     def __init__(self, app: ASGIApp, address: socket.socket, limits: Limits) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
+                LimitHeaders(app, limits.max_header_bytes),
                 http=bounded_protocol(limits.receive_s, limits.keep_alive_s),
                 ws="none",
                 lifespan="off",

@@ -6,6 +6,7 @@ ApiProblem
 ├── UnknownModel        404
 ├── Conflict            409
 ├── BodyTooLarge        413
+├── HeadersTooLarge     431
 ├── TooManyRequests     429  Retry-After
 └── Unavailable         503  Retry-After: not verified in time, engine stopped, deadline
     └── AdapterFailed   503  the adapter will not be served; says why
@@ -70,6 +71,11 @@ class Conflict(ApiProblem):
 
 class BodyTooLarge(ApiProblem):
     status = 413
+    kind = "invalid_request_error"
+
+
+class HeadersTooLarge(ApiProblem):
+    status = 431
     kind = "invalid_request_error"
 
 

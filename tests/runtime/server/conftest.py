@@ -1,3 +1,18 @@
+"""A server over the tiny base. Which test keeps which promise of serving:
+
+| promise | kept by |
+| --- | --- |
+| D1 killed under load: complete, an error, or a closed connection | test_kill_under_load |
+| D2 SIGTERM drains | test_process_life |
+| D3 a dead or hung engine is seen, and ends the process non-zero | test_engine_death |
+| D4 abuse is refused and bounded, neighbours are served | test_bounds, test_bounds_of_abuse, test_openai_api |
+| D5 what is larger than all pages is refused | test_bounds_of_abuse, engine/test_engine_life |
+| D6 no answer mixes two adapters or versions | test_no_leak_between_adapters, engine/test_engine_life |
+| D7 unload in use, concurrent and failing loads, mixed ranks | test_hand_loading, engine/test_mixed_batch |
+| D8 the pool balances | engine/test_pool |
+| D9 a fault at any call of a step ends the engine | engine/test_injected_faults, test_engine_death |
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

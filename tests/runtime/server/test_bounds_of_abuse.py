@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from dataclasses import replace
@@ -34,7 +35,7 @@ def _send(server: Running, content: bytes) -> bytes:
 
 def test_ten_thousand_headers_are_refused(server: Running, http: httpx.Client) -> None:
     headers = b"".join(b"x-%d: y\r\n" % i for i in range(10_000))
-    assert b" 400 " in _send(server, b"GET /v1/models HTTP/1.1\r\nhost: x\r\n" + headers + b"\r\n").split(b"\r\n")[0]
+    assert b" 431 " in _send(server, b"GET /v1/models HTTP/1.1\r\nhost: x\r\n" + headers + b"\r\n").split(b"\r\n")[0]
     assert http.get("/healthz").status_code == 200
 
 
@@ -51,14 +52,13 @@ def test_pipelined_requests_are_answered_in_order(server: Running) -> None:
         b"GET /v2 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
     )
     answers = _send(server, first * 5 + last)
-    statuses = [line.split()[1] for line in answers.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
-    assert statuses == [b"200"] * 5 + [b"404"]
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"200"] * 5 + [b"404"]
 
 
 @pytest.mark.parametrize("field", ["n", "max_tokens", "seed", "logprobs"])
 @pytest.mark.parametrize("value", ["1e400", "99999999999999999999999", "-1e30", "1e15"])
 def test_huge_numbers_are_refused(http: httpx.Client, field: str, value: str) -> None:
-    content = '{"model": "tiny", "prompt": "x", "%s": %s}' % (field, value)
+    content = f'{{"model": "tiny", "prompt": "x", "{field}": {value}}}'
     assert http.post("/v1/completions", content=content).status_code == 400
 
 
