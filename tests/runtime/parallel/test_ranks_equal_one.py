@@ -83,7 +83,7 @@ def test_a_place_in_the_pool_is_used_again_and_again(pod: tuple[TinyRanks, Path]
     several, root = pod
     first = _answers(several.engine, {None: None, **{name: several.variant(root / name) for name in ADAPTERS}})
     for _ in range(3):
-        several.engine.residency.clear()
+        several.engine.memory.clear()
         spare = several.engine.pool.allocate("kv", 7)  # type: ignore[arg-type]
         again = _answers(several.engine, {None: None, **{name: several.variant(root / name) for name in ADAPTERS}})
         several.engine.pool.release(spare)

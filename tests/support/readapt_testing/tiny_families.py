@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from readapt_runtime.engine.core import Batch, Variant
-from readapt_runtime.engine.engine import Engine
-from readapt_runtime.engine.limits import EngineLimits, Model
+from readapt_runtime.engine.engine import Engine, Model
+from readapt_runtime.engine.limits import EngineLimits
 from readapt_testing.tiny_engine import Tiny, ask, run_to_idle
 from readapt_testing.tiny_llama import ALL_MODULES, byte_tokenizer, quiet_peft
 
