@@ -61,7 +61,7 @@ async def _read(response: aiohttp.ClientResponse, answer: _Answer) -> None:
         if data == _DONE:
             ended = True
             continue
-        _take(json.loads(data), arrived, answer)
+        _take(_parsed(data), arrived, answer)
     if not ended or not answer.finish:
         raise StreamError("answer cut off")
 
@@ -74,6 +74,14 @@ def _take(document: dict[str, Any], arrived: float, answer: _Answer) -> None:
         answer.finish = document["choices"][0].get("finish_reason") or answer.finish
     if document.get("usage"):
         answer.tokens = document["usage"]["completion_tokens"]
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(data)
+    except ValueError as error:
+        raise StreamError("answer cut off") from error
+    return document
 
 
 async def _events(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
