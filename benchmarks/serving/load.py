@@ -91,9 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = {"summary": asdict(summary), "outcomes": [asdict(outcome) for outcome in outcomes]}
         told.json.write_text(json.dumps(record, indent=1) + "\n")
     if told.plot:
-        from charts import plot_run
+        from charts import plot_runs
 
-        plot_run(outcomes, told.plot)
+        plot_runs({told.name: outcomes}, told.plot)
     sys.stdout.write(table([(told.name, summary)]))
     return 1 if summary.errors else 0
 

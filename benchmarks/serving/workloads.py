@@ -20,10 +20,10 @@ class Workload:
     prompt_tokens: int = 64
     output_tokens: int = 64
 
-    def prompts(self) -> list[list[int]]:
-        """Token ids; the same in every process."""
+    def prompts(self, vocabulary: int = 40_000) -> list[list[int]]:
+        """Token ids below ``vocabulary``; the same in every process."""
         rng = random.Random(7)
-        return [[rng.randrange(100, 40_000) for _ in range(self.prompt_tokens)] for _ in range(self.requests)]
+        return [[rng.randrange(100, vocabulary) for _ in range(self.prompt_tokens)] for _ in range(self.requests)]
 
 
 WORKLOADS = (

