@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
-from residency import Measured
+from measured import Measured
 
 _WARM_UPS = 3
 _REPLAYS = 10
@@ -61,7 +61,11 @@ def host_seconds(work: Callable[[], None], rounds: int) -> Measured:
 
 def copy_bandwidth(rounds: int) -> Measured:
     """Bytes read and written per second by a copy within the device's memory."""
-    source = torch.empty(_COPY_BYTES, dtype=torch.uint8, device="cuda")
-    graph = capture(lambda target=torch.empty_like(source): target.copy_(source))  # type: ignore[misc]
+    source, target = (torch.empty(_COPY_BYTES, dtype=torch.uint8, device="cuda") for _ in range(2))
+    graph = capture(lambda: _copy(source, target))
     seconds = graph_seconds({"copy": graph}, rounds)["copy"]
     return Measured(tuple(2 * _COPY_BYTES / value for value in seconds.values))
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
+    target.copy_(source)

@@ -5,7 +5,7 @@
 
 ``DIR`` is an unpacked wheel (``pip download --no-deps vllm==0.33.0``, ``unzip``). Llama-3.1-8B in bfloat16: 32 layers
 of distinct random weights in one CUDA graph, so that no weights stay in the L2 cache; scratch poisoned before the
-check, which every engine has to pass with every configuration that is timed. Ratios are round by round, their median
+check, which every engine has to pass with every configuration that is told. Ratios are round by round, their median
 and half the distance between the largest and the smallest. ``--check`` needs no GPU: all engines on a small model in
 Triton's interpreter.
 """
@@ -13,22 +13,18 @@ Triton's interpreter.
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from lifting import NotLiftable, lift_sglang, lift_vllm
-from lora_cases import Batch, Case, checked_batch, decode_batches, llama_8b, tiny
-from lora_engines import Config, Engine, Ours, Sglang, Tuned, Vllm
+from lora_cases import Case, checked_batch, tiny
+from lora_check import TOLERANCE, largest_error
+from lora_engines import Config, Maker, Ours, Sglang, Tuned, Vllm
 
-TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
-"""Of the part that LoRA adds, relative in the Frobenius norm."""
 INTERPRETED_VLLM: Config = {"block_k": 32, "split_k": 2}
 """The default splits K in 64: programs without work, minutes in the interpreter."""
-
-Maker = Callable[[Case, Tuned], Engine]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,39 +66,6 @@ def _check(makers: dict[str, Maker]) -> int:
         lines.append(f"| {name} | {error:.1e} | {TOLERANCE[case.dtype]:.0e} |")
     sys.stdout.write("\n".join(lines) + "\n")
     return 1 if wrong else 0
-
-
-def largest_error(engine: Engine, case: Case) -> float:
-    """Over all layers and linears; NaN where poison came through, infinite where a base row changed."""
-    linears = range(len(case.shapes.linears))
-    engine.poison()
-    engine.prepare()
-    engine.run(tuple(linears))
-    errors = [
-        added_error(engine.outputs[layer][linear], case, layer, linear)
-        for layer, linear in itertools.product(range(case.shapes.num_layers), linears)
-    ]
-    return max(errors) if all(error == error for error in errors) else float("nan")
-
-
-def added_error(actual: torch.Tensor, case: Case, layer: int, linear: int) -> float:
-    """‖what was added - fp64‖ / ‖fp64‖ over the rows of adapters."""
-    before, expected = case.outputs(linear), case.expected(layer, linear)
-    live = case.batch.tokens - case.batch.base_rows
-    if not torch.equal(actual[live:], before[live:]):
-        return float("inf")
-    added = (expected - before.double())[:live].norm()
-    return float((actual.double() - expected)[:live].norm() / added)
-
-
-def cases() -> Iterator[Case]:
-    """Those of H1 to H3."""
-    for batch in decode_batches():
-        yield case_of(batch)
-
-
-def case_of(batch: Batch) -> Case:
-    return Case(batch, llama_8b(), torch.bfloat16, torch.device("cuda"))
 
 
 def _parser() -> argparse.ArgumentParser:

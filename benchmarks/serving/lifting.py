@@ -129,7 +129,7 @@ def _parents(package: str) -> list[str]:
 @contextmanager
 def _stubbed(stubs: Mapping[str, Mapping[str, Any]], packages: list[str]) -> Iterator[None]:
     """The stubs and empty packages are in ``sys.modules`` while files load, and gone afterwards."""
-    wanted = {**dict.fromkeys(packages, {}), **stubs}
+    wanted = {**{package: {} for package in packages}, **stubs}
     before = {name: sys.modules[name] for name in list(sys.modules) if name.partition(".")[0] in ("vllm", "sglang")}
     for name in before:
         del sys.modules[name]

@@ -1,12 +1,11 @@
-"""Three engines over the same case: how each lays out the factors, prepares a step and runs all layers.
+"""Three engines over the same case: how each lays out the factors, prepares a step and adds LoRA to a linear.
 
-What is timed is ``run``: every launch of LoRA in a full stack of layers, no base products. ``prepare`` is what each
-does once a step before it.
+``prepare`` is what each does once a step, before the launches that a graph captures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -36,13 +35,24 @@ class Engine(Protocol):
 
     def prepare(self) -> None: ...
 
-    def run(self, linears: tuple[int, ...]) -> None:
-        """Shrink and expand of these linears in every layer."""
+    def add(self, layer: int, linear: int) -> None:
+        """Every launch of LoRA for one fused linear."""
         ...
 
     def poison(self) -> None:
         """NaN into scratch memory, the starting values into the outputs."""
         ...
+
+
+Maker = Callable[[Case, Tuned], Engine]
+
+
+def run_stack(engine: Engine, linears: Iterable[int]) -> None:
+    """LoRA of these linears in every layer, no base products."""
+    wanted = tuple(linears)
+    for layer in range(len(engine.outputs)):
+        for linear in wanted:
+            engine.add(layer, linear)
 
 
 def fresh_outputs(case: Case) -> list[list[torch.Tensor]]:
@@ -85,14 +95,14 @@ class Ours:
                 self._pool[torch.from_numpy(placed.table).long(), layer] = room.view(-1, page)
 
     def prepare(self) -> None:
+        """As for a batch that is not the one before it: the launcher skips an equal plan."""
         segments = [Segment(self._placed[k], start, stop) for k, start, stop in self._case.batch.segments()]
+        self._kernels.plan([], self._case.batch.tokens)
         self._kernels.plan(segments, self._case.batch.tokens)
 
-    def run(self, linears: tuple[int, ...]) -> None:
-        for layer, outputs in enumerate(self.outputs):
-            for linear in linears:
-                self._kernels.shrink(layer, linear, self._x[linear])
-                self._kernels.expand_(layer, linear, outputs[linear])
+    def add(self, layer: int, linear: int) -> None:
+        self._kernels.shrink(layer, linear, self._x[linear])
+        self._kernels.expand_(layer, linear, self.outputs[layer][linear])
 
     def poison(self) -> None:
         self._kernels.bridge.fill_(torch.nan)
@@ -133,8 +143,7 @@ class Vllm:
         ]
         self.weight_bytes = sum(t.nbytes for layer in self._weights for pair in layer for side in pair for t in side)
         self.outputs = fresh_outputs(case)
-        ops.tables._LORA_A_PTR_DICT.clear()  # keyed by address: another case may have had the same
-        ops.tables._LORA_B_PTR_DICT.clear()
+        self._forget_former_tenants()
 
     def _slots(self, layer: int, linear: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         case, shape, slots = self._case, self._case.shapes.linears[linear], len(self._case.batch.ranks)
@@ -147,20 +156,25 @@ class Vllm:
                 b[s][slot, 0, :, : len(own_b_t)] = own_b_t.t() * SCALE
         return a, b
 
+    def _forget_former_tenants(self) -> None:
+        """The pointer tables are keyed by address, and a case before this one may have had the same memory.
+
+        Those of engines that are alive stay: captured graphs read them.
+        """
+        mine = {t.data_ptr() for layer in self._weights for pair in layer for side in pair for t in side}
+        for table in (self._ops.tables._LORA_A_PTR_DICT, self._ops.tables._LORA_B_PTR_DICT):
+            for key in [key for key in table if mine.intersection(key)]:
+                del table[key]
+
     def prepare(self) -> None:
         self._meta.prepare_tensors(self._mapping)
 
-    def run(self, linears: tuple[int, ...]) -> None:
+    def add(self, layer: int, linear: int) -> None:
         arguments = self._meta.meta_args(self._case.batch.tokens, self._specialize)
-        for weights, outputs in zip(self._weights, self.outputs, strict=True):
-            for linear in linears:
-                a, b = weights[linear]
-                self._ops.shrink.get_lora_op_configs = self._table(linear)
-                self._ops.expand.get_lora_op_configs = self._table(linear)
-                self._ops.shrink._lora_shrink(self._x[linear], a, self._bridges[linear], *arguments, 1.0)
-                self._ops.expand._lora_expand(
-                    self._bridges[linear], b, outputs[linear], *arguments, offset_start=0, add_inputs=True
-                )
+        (a, b), bridge, ops = self._weights[layer][linear], self._bridges[linear], self._ops
+        ops.shrink.get_lora_op_configs = ops.expand.get_lora_op_configs = self._table(linear)
+        ops.shrink._lora_shrink(self._x[linear], a, bridge, *arguments, 1.0)
+        ops.expand._lora_expand(bridge, b, self.outputs[layer][linear], *arguments, offset_start=0, add_inputs=True)
 
     def _table(self, linear: int) -> Any:
         """What a tuned file would say, asked as the kernels ask; the default otherwise."""
@@ -221,24 +235,14 @@ class Sglang:
             scalings=torch.full((len(batch.ranks) + 1,), SCALE, device=device),
         )
 
-    def run(self, linears: tuple[int, ...]) -> None:
-        for weights, outputs in zip(self._weights, self.outputs, strict=True):
-            for linear in linears:
-                a, b = weights[linear]
-                self._configure(linear)
-                slices, split_k = len(self._offsets[linear]) - 1, self._tuned.get(("shrink", linear), {}).get("SPLIT_K")
-                bridge = self._ops.shrink.chunked_sgmv_lora_shrink_forward(
-                    self._x[linear], a, self._info, slices, split_k
-                )
-                self._ops.expand.chunked_sgmv_lora_expand_forward(
-                    bridge,
-                    b,
-                    self._info,
-                    self._device_offsets[linear],
-                    max(self._case.shapes.linears[linear].out_sizes),
-                    outputs[linear],
-                    self._offsets[linear],
-                )
+    def add(self, layer: int, linear: int) -> None:
+        (a, b), offsets, ops = self._weights[layer][linear], self._offsets[linear], self._ops
+        self._configure(linear)
+        split_k = self._tuned.get(("shrink", linear), {}).get("SPLIT_K")
+        bridge = ops.shrink.chunked_sgmv_lora_shrink_forward(self._x[linear], a, self._info, len(offsets) - 1, split_k)
+        widest = max(self._case.shapes.linears[linear].out_sizes)
+        y, on_device = self.outputs[layer][linear], self._device_offsets[linear]
+        ops.expand.chunked_sgmv_lora_expand_forward(bridge, b, self._info, on_device, widest, y, offsets)
 
     def _configure(self, linear: int) -> None:
         shrink, expand = (dict(self._tuned.get((op, linear), {})) for op in ("shrink", "expand"))

@@ -6,14 +6,13 @@ Each function measures one thing on servers that somebody else starts; none prin
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from load import Target, replay
+from measured import Measured
 from outcomes import Outcome
 from processes import Server
 from traffic import Arrival
@@ -26,29 +25,6 @@ BF16_BYTES = 2
 
 class Skipped(Exception):
     """A measurement that this server cannot take part in; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Repeated values of one quantity."""
-
-    values: tuple[float, ...]
-
-    @property
-    def middle(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def half_spread(self) -> float:
-        """Half the distance between the largest and the smallest."""
-        return (max(self.values) - min(self.values)) / 2
-
-    def per(self, other: Measured) -> Measured:
-        """Run by run, this divided by the other."""
-        return Measured(tuple(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True)))
-
-    def text(self, digits: int) -> str:
-        return f"{self.middle:.{digits}f} ± {self.half_spread:.{digits}f}"
 
 
 def in_turn(trace: Sequence[Arrival], adapters: int) -> list[Arrival]:

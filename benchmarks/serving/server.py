@@ -29,10 +29,11 @@ from pathlib import Path
 import psutil
 from correctness import first_difference
 from load import VOCABULARY, Target
+from measured import Measured
 from outcomes import Outcome, Summary, summarize, table
 from processes import MAX_MODEL_LEN, Cores, Launch, Server, ServerFailed, warm
 from random_adapters import RANKS, write_many, write_mixed, write_random
-from residency import Measured, Skipped, hot_loads, in_turn, pool_bytes, run, touch
+from residency import Skipped, hot_loads, in_turn, pool_bytes, run, touch
 from traffic import SEED, Arrival, Profile, generate
 
 from readapt_runtime.model.config import read_config
@@ -222,7 +223,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if difference := first_difference(told.base, list(mixed.values())[: len(RANKS)]):
             sys.stderr.write(f"no speed is reported: {difference}\n")
             return 1
-        return _measure(wanted, _bench(told, Path(scratch), mixed))
+        before = psutil.Process().cpu_affinity()
+        try:
+            return _measure(wanted, _bench(told, Path(scratch), mixed))
+        finally:
+            psutil.Process().cpu_affinity(before)
 
 
 def _bench(told: argparse.Namespace, scratch: Path, mixed: Mapping[str, Path]) -> Bench:
