@@ -15,7 +15,7 @@ _COPY_BYTES = 2 << 30
 
 def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     """Runs the work a few times on a side stream, compiling what it launches, then records it."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UPS):
@@ -37,7 +37,7 @@ def graph_seconds(graphs: Mapping[str, torch.cuda.CUDAGraph], rounds: int) -> di
 
 
 def _seconds(replay: Callable[[], None]) -> float:
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     replay()
     start.record()
     for _ in range(_REPLAYS):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
+from attention_case import LLAMA_8B, TIMED, Contexts, DecodeAttention
 from graph_timing import capture, copy_bandwidth, graph_seconds, host_seconds
 from lora_cases import Batch, Case, decode_batches, llama_8b
 from lora_check import TOLERANCE, largest_error
@@ -55,6 +56,7 @@ def compare(makers: Mapping[str, Maker], sweep: bool, rounds: int) -> int:
             )
             torch.cuda.empty_cache()
         overheads = [_overhead(batch, rounds) for batch in OVERHEADS]
+        attention = [_attention(contexts, rounds, bandwidth) for contexts in TIMED]
     except Wrong as error:
         sys.stderr.write(f"no speed is reported: {error}\n")
         return 1
@@ -71,6 +73,8 @@ def compare(makers: Mapping[str, Maker], sweep: bool, rounds: int) -> int:
     ]
     tables.append(_markdown([headings, *lines]))
     tables.append(_markdown([["LoRA and base products ÷ base products, no attention", "ratio"], *overheads]))
+    headings = ["decode attention, 32 layers", "µs", "share of copy bandwidth"]
+    tables.append(_markdown([headings, *attention]))
     sys.stdout.write("\n\n".join(tables) + "\n")
     return 0
 
@@ -147,7 +151,12 @@ def _best(engine: Engine, tuned: Tuned, linears: Sequence[int], name: str) -> Tu
 def _host(engine: Engine, rounds: int) -> Measured:
     """What a step's host thread does before the launches; vLLM prepares for tokens and for sampler rows."""
     times = 2 if engine.name.startswith("vLLM") else 1
-    return host_seconds(lambda: [engine.prepare() for _ in range(times)] and None, rounds)
+
+    def prepare() -> None:
+        for _ in range(times):
+            engine.prepare()
+
+    return host_seconds(prepare, rounds)
 
 
 def _overhead(batch: Batch, rounds: int) -> list[str]:
@@ -173,6 +182,16 @@ def _overhead(batch: Batch, rounds: int) -> list[str]:
     graphs = {name: capture(partial(products, name == "both")) for name in ("base", "both")}
     seconds = graph_seconds(graphs, rounds)
     return [batch.name, seconds["both"].per(seconds["base"]).text(3)]
+
+
+def _attention(contexts: Contexts, rounds: int, bandwidth: Measured) -> list[str]:
+    layers, dtype = llama_8b().num_layers, torch.bfloat16
+    stack = DecodeAttention(contexts, LLAMA_8B, layers, dtype, torch.device("cuda"))
+    if not (error := stack.largest_error()) <= TOLERANCE[dtype]:
+        raise Wrong(f"decode attention, {contexts.name}: error {error:.1e}, allowed {TOLERANCE[dtype]:.0e}")
+    seconds = graph_seconds({"": capture(stack.run)}, rounds)[""]
+    share = stack.bytes_read / seconds.middle / bandwidth.middle
+    return [contexts.name, Measured(tuple(1e6 * s for s in seconds.values)).text(0), f"{share:.2f}"]
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -18,10 +18,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from attention_case import CHECKED, DecodeAttention
 from lifting import NotLiftable, lift_sglang, lift_vllm
 from lora_cases import Case, checked_batch, tiny
 from lora_check import TOLERANCE, largest_error
 from lora_engines import Config, Maker, Ours, Sglang, Tuned, Vllm
+
+from readapt_kernels.attention.operands import HeadShape
 
 INTERPRETED_VLLM: Config = {"block_k": 32, "split_k": 2}
 """The default splits K in 64: programs without work, minutes in the interpreter."""
@@ -58,12 +61,15 @@ def _makers(told: argparse.Namespace) -> Iterator[tuple[str, Maker]]:
 
 def _check(makers: dict[str, Maker]) -> int:
     case = Case(checked_batch(), tiny(), torch.float16, torch.device("cpu"))
-    lines, wrong = ["| engine | largest error of a linear, fp16 | allowed |", "| --- | --- | --- |"], False
+    lines, wrong = ["| engine | largest error of a linear or layer, fp16 | allowed |", "| --- | --- | --- |"], False
     for name, make in makers.items():
         tuned: Tuned = {("shrink", i): INTERPRETED_VLLM for i in range(4)} if name.startswith("vLLM") else {}
         error = largest_error(make(case, tuned), case)
         wrong |= not error <= TOLERANCE[case.dtype]
         lines.append(f"| {name} | {error:.1e} | {TOLERANCE[case.dtype]:.0e} |")
+    attention = DecodeAttention(CHECKED, HeadShape(6, 2, 64), 2, case.dtype, case.device).largest_error()
+    wrong |= not attention <= TOLERANCE[case.dtype]
+    lines.append(f"| Readapt, decode attention | {attention:.1e} | {TOLERANCE[case.dtype]:.0e} |")
     sys.stdout.write("\n".join(lines) + "\n")
     return 1 if wrong else 0
 

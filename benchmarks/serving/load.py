@@ -76,11 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = told.models.split(",")
     if names == [told.models] and "{}" in told.models:
         names = [told.models.replace("{}", str(k)) for k in range(told.adapters)]
+    low, high = map(int, told.vocabulary.split(":"))
     target = Target(
         url=told.url.rstrip("/"),
         models=tuple(names),
         base=told.base,
-        vocabulary=tuple(map(int, told.vocabulary.split(":"))),
+        vocabulary=(low, high),
         extra=json.loads(told.extra),
         timeout_s=told.timeout,
         api_key=told.api_key_file.read_text().strip() if told.api_key_file else "",

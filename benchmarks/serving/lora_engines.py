@@ -147,7 +147,7 @@ class Vllm:
 
     def _slots(self, layer: int, linear: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         case, shape, slots = self._case, self._case.shapes.linears[linear], len(self._case.batch.ranks)
-        new = {"dtype": case.dtype, "device": case.device}
+        new: dict[str, Any] = {"dtype": case.dtype, "device": case.device}
         a = [torch.zeros(slots, 1, self._rank, shape.in_features, **new) for _ in shape.out_sizes]
         b = [torch.zeros(slots, 1, size, self._rank, **new) for size in shape.out_sizes]
         for slot, factors in enumerate(case.factors(layer, linear)):
@@ -208,7 +208,7 @@ class Sglang:
 
     def _slots(self, layer: int, linear: int) -> tuple[torch.Tensor, torch.Tensor]:
         case, shape, slots = self._case, self._case.shapes.linears[linear], len(self._case.batch.ranks) + 1
-        new = {"dtype": case.dtype, "device": case.device}
+        new: dict[str, Any] = {"dtype": case.dtype, "device": case.device}
         a = torch.zeros(slots, len(shape.out_sizes) * self._rank, shape.in_features, **new)
         b = torch.zeros(slots, shape.out_features, self._rank, **new)
         for slot, factors in enumerate(case.factors(layer, linear), 1):
@@ -223,7 +223,7 @@ class Sglang:
         groups = [(adapter + 1, start, stop) for adapter, start, stop in batch.segments()]
         groups += [(0, batch.tokens - batch.base_rows, batch.tokens)] if batch.base_rows else []
         cuts = [(slot, at) for slot, start, stop in groups for at in range(start, stop, CHUNK_ROWS)]
-        int32 = {"dtype": torch.int32, "device": device}
+        int32: dict[str, Any] = {"dtype": torch.int32, "device": device}
         self._info = SimpleNamespace(
             max_len=CHUNK_ROWS,
             num_segments=len(cuts),

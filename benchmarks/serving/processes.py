@@ -90,7 +90,7 @@ class Launch:
         arguments += ["--host", "127.0.0.1", "--port", str(port), "--enable-lora", "--max-loras", str(len(adapters))]
         arguments += ["--max-lora-rank", str(max_rank), "--lora-modules"]
         arguments += [f"{name}={folder}" for name, folder in adapters.items()]
-        extra = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        extra: dict[str, str] = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
         url = f"http://127.0.0.1:{port}"
         with self._run("vLLM", arguments, extra, (url, url), "/health") as server:
             yield server
@@ -100,7 +100,7 @@ class Launch:
         self,
         name: str,
         arguments: list[str],
-        environment: Mapping[str, str],
+        environment: dict[str, str],
         addresses: tuple[str, str] | None,
         ready_path: str,
     ) -> Iterator[Server]:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from attention_case import CHECKED, DecodeAttention
 from lora_cases import Case, checked_batch, tiny
 from lora_check import TOLERANCE, added_error, largest_error
 from lora_engines import Ours
 
 import kernels
+from readapt_kernels.attention.operands import HeadShape
 
 CPU = torch.device("cpu")
 CASE = Case(checked_batch(), replace(tiny(), num_layers=1), torch.float16, CPU)
@@ -52,7 +54,11 @@ def test_a_red_check_ends_non_zero(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(kernels, "tiny", lambda: CASE.shapes)
 
     assert kernels.main(["--check"]) == 1
-    assert "| Readapt | 1.0e+00 | 1e-03 |" in capsys.readouterr().out
+    assert "| Readapt, decode attention | " in capsys.readouterr().out
+
+
+def test_a_linear_that_is_left_out_is_an_error_of_one() -> None:
+    assert largest_error(ForgetsALinear(CASE), CASE) == 1.0
 
 
 def test_the_expected_values_are_those_of_dense_products() -> None:
@@ -63,6 +69,14 @@ def test_the_expected_values_are_those_of_dense_products() -> None:
 
     torch.testing.assert_close(CASE.expected(0, 0)[21], y + 0.5 * torch.cat(added), rtol=1e-12, atol=1e-12)
     assert added_error(CASE.outputs(0), CASE, 0, 0) == 1.0
+
+
+def test_attention_over_permuted_pages_is_right_and_outputs_that_nobody_wrote_are_found() -> None:
+    attention = DecodeAttention(CHECKED, HeadShape(6, 2, 64), 2, torch.float16, CPU)
+    assert attention.largest_error() <= TOLERANCE[torch.float16]
+
+    attention.run = lambda: None  # type: ignore[method-assign]
+    assert not attention.largest_error() <= TOLERANCE[torch.float16]
 
 
 def test_without_a_gpu_nothing_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
