@@ -51,9 +51,7 @@ def compare(makers: Mapping[str, Maker], sweep: bool, rounds: int) -> int:
     tuned: dict[tuple[str, int], Tuned] = {}
     try:
         for batch in decode_batches():
-            lines += _rows(
-                Case(batch, llama_8b(), torch.bfloat16, torch.device("cuda")), makers, sweep, rounds, bandwidth, tuned
-            )
+            lines += _rows(_case(batch), makers, sweep, rounds, bandwidth, tuned)
             torch.cuda.empty_cache()
         overheads = [_overhead(batch, rounds) for batch in OVERHEADS]
         attention = [_attention(contexts, rounds, bandwidth) for contexts in TIMED]
@@ -77,6 +75,10 @@ def compare(makers: Mapping[str, Maker], sweep: bool, rounds: int) -> int:
     tables.append(_markdown([headings, *attention]))
     sys.stdout.write("\n\n".join(tables) + "\n")
     return 0
+
+
+def _case(batch: Batch) -> Case:
+    return Case(batch, llama_8b(), torch.bfloat16, torch.device("cuda"))
 
 
 def _rows(
@@ -161,7 +163,7 @@ def _host(engine: Engine, rounds: int) -> Measured:
 
 def _overhead(batch: Batch, rounds: int) -> list[str]:
     """Base products alone and with our LoRA after each, in the order of a model."""
-    case = Case(batch, llama_8b(), torch.bfloat16, torch.device("cuda"))
+    case = _case(batch)
     engine, linears = Ours(case), range(len(case.shapes.linears))
     engine.prepare()
     x = [case.inputs(linear) for linear in linears]
@@ -185,10 +187,10 @@ def _overhead(batch: Batch, rounds: int) -> list[str]:
 
 
 def _attention(contexts: Contexts, rounds: int, bandwidth: Measured) -> list[str]:
-    layers, dtype = llama_8b().num_layers, torch.bfloat16
-    stack = DecodeAttention(contexts, LLAMA_8B, layers, dtype, torch.device("cuda"))
-    if not (error := stack.largest_error()) <= TOLERANCE[dtype]:
-        raise Wrong(f"decode attention, {contexts.name}: error {error:.1e}, allowed {TOLERANCE[dtype]:.0e}")
+    like = _case(decode_batches()[0])
+    stack = DecodeAttention(contexts, LLAMA_8B, like.shapes.num_layers, like.dtype, like.device)
+    if not (error := stack.largest_error()) <= TOLERANCE[like.dtype]:
+        raise Wrong(f"decode attention, {contexts.name}: error {error:.1e}, allowed {TOLERANCE[like.dtype]:.0e}")
     seconds = graph_seconds({"": capture(stack.run)}, rounds)[""]
     share = stack.bytes_read / seconds.middle / bandwidth.middle
     return [contexts.name, Measured(tuple(1e6 * s for s in seconds.values)).text(0), f"{share:.2f}"]
