@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,7 +17,7 @@ from load import Target, replay
 from measured import Measured
 from outcomes import Outcome
 from processes import Server
-from traffic import Arrival
+from traffic import SEED, Arrival
 
 from readapt_runtime.lora_format import base_shapes
 from readapt_runtime.model.config import read_config
@@ -50,6 +52,22 @@ def touch(server: Server, models: Sequence[str], vocabulary: tuple[int, int]) ->
         (outcome,) = asyncio.run(replay([Arrival(0.0, index, 4, 2)], target))
         if outcome.error:
             raise Skipped(f"{server.name}: {model}: {outcome.error}")
+
+
+def answers(server: Server, target: Target, arrival: Arrival) -> dict[str, str]:
+    """Greedy texts of all models to one prompt, asked at once, so that engines batch them; by model.
+
+    Raises Skipped with the first refusal.
+    """
+    models = [*target.models, target.base]
+    asked = [target.body(replace(arrival, adapter=k), SEED) for k in range(len(target.models))]
+    asked.append(target.body(replace(arrival, adapter=None), SEED))
+    with httpx.Client(base_url=server.url, timeout=600.0) as http, ThreadPoolExecutor(len(asked)) as pool:
+        found = list(pool.map(lambda body: http.post("/v1/completions", json=body), asked))
+    for model, answer in zip(models, found, strict=True):
+        if answer.status_code != httpx.codes.OK:
+            raise Skipped(f"{server.name}: {model}: HTTP {answer.status_code}")
+    return {model: answer.json()["choices"][0]["text"] for model, answer in zip(models, found, strict=True)}
 
 
 def run(server: Server, target: Target, trace: Sequence[Arrival], seed: int) -> list[Outcome]:

@@ -33,7 +33,7 @@ from measured import Measured
 from outcomes import Outcome, Summary, summarize, table
 from processes import MAX_MODEL_LEN, Cores, Launch, Server, ServerFailed, warm
 from random_adapters import RANKS, write_many, write_mixed, write_random
-from residency import Skipped, hot_loads, in_turn, pool_bytes, run, touch
+from residency import Skipped, answers, hot_loads, in_turn, pool_bytes, run, touch
 from traffic import SEED, Arrival, Profile, generate
 
 from readapt_runtime.model.config import read_config
@@ -73,18 +73,20 @@ class Bench:
 
     def target(self, server: Server, models: Sequence[str]) -> Target:
         extra = {"ignore_eos": True} if server.name == "vLLM" else {}
-        return Target(server.url, tuple(models), vocabulary=self.vocabulary, extra=extra)
+        return Target(server.url, tuple(models), "base", vocabulary=self.vocabulary, extra=extra)
 
 
 def load(bench: Bench) -> str:
     """Latencies of each server on the same traces, and ratios run by run."""
     rows: list[tuple[str, Summary]] = []
     pictures: dict[str, list[Outcome]] = {}
+    texts: dict[str, dict[str, str]] = {}
     for start in bench.servers():
         with start as server:
             touch(server, list(bench.mixed), bench.vocabulary)
+            target = bench.target(server, list(bench.mixed))
+            texts[server.name] = answers(server, target, bench.trace(0)[0])
             for number in range(bench.told.runs):
-                target = bench.target(server, list(bench.mixed))
                 outcomes = run(server, target, bench.trace(number), SEED + number)
                 rows.append((server.name, summarize(outcomes)))
                 pictures.setdefault(server.name, []).extend(outcomes)
@@ -93,7 +95,19 @@ def load(bench: Bench) -> str:
         from charts import plot_runs
 
         plot_runs(pictures, bench.told.out / "load.svg")
-    return table(rows) + "\n" + _comparison(rows)
+    return "\n".join([table(rows), _comparison(rows), agreement(texts)])
+
+
+def agreement(texts: Mapping[str, Mapping[str, str]]) -> str:
+    """How many of a peer's greedy answers are the first server's; in bfloat16 near-ties part some, a bug most."""
+    (_, ours), *peers = texts.items()
+    lines = []
+    for name, theirs in peers:
+        equal = sum(theirs[model] == text for model, text in ours.items())
+        like_base = sum(theirs[model] == theirs["base"] for model in theirs if model != "base")
+        lines.append(f"{name}: {equal} of {len(ours)} greedy answers of one mixed batch are Readapt's, ")
+        lines.append(f"{like_base} adapters answer as the base does.\n")
+    return "".join(lines)
 
 
 def _comparison(rows: Sequence[tuple[str, Summary]]) -> str:

@@ -15,11 +15,13 @@ import residency
 import server as benchmark
 import torch
 from correctness import first_difference
+from load import Target
 from measured import Measured
 from processes import Server
 from random_adapters import write_many, write_mixed
-from residency import Skipped, hot_loads, in_turn, touch
+from residency import Skipped, answers, hot_loads, in_turn, touch
 from traffic import Arrival
+from transformers import AutoTokenizer
 
 from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.adapter_image import pack_adapter
@@ -120,6 +122,31 @@ def test_a_server_without_hand_loading_is_skipped_with_its_answer(tiny: Tiny) ->
             hot_loads(target, ["r8"])
         with pytest.raises(Skipped, match="unknown: HTTP 404"):
             touch(target, ["r8", "unknown"], (1, 200))
+
+
+def test_answers_of_a_mixed_batch_are_those_of_each_model_alone(tiny: Tiny) -> None:
+    limits = Limits(max_model_len=256, pool_bytes=16 << 20, linger_s=0.2)
+    arrival = Arrival(0.0, None, 9, 6)
+    with serving(Options(tiny.base, "tiny", port=0, admin_port=0, adapters=tiny.adapters, limits=limits)) as running:
+        target = Target(running.serving, tuple(tiny.adapters), "tiny", (1, 200))
+        found = answers(Server("ours", running.serving, running.admin, 0, 0.0), target, arrival)
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny.base)
+    prompt = target.body(arrival, 42)["prompt"]
+    for model, text in found.items():
+        tokens = tiny.oracle.greedy(tiny.folder(None if model == "tiny" else model), prompt, 6)
+        assert text == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_a_peer_that_answers_for_the_base_in_its_adapters_name_shows() -> None:
+    ours = {"a": "x", "b": "y", "base": "z"}
+
+    told = benchmark.agreement({"Readapt": ours, "peer": {"a": "x", "b": "z", "base": "z"}})
+
+    assert told == (
+        "peer: 2 of 3 greedy answers of one mixed batch are Readapt's, 1 adapters answer as the base does.\n"
+    )
+    assert benchmark.agreement({"Readapt": ours}) == ""
 
 
 def test_ratios_are_taken_run_by_run() -> None:
