@@ -44,7 +44,7 @@ SETTINGS = {
     "S5": Setting("Llama-30B", (32,)),
     "S6": Setting("Llama-70B", (64,)),
 }
-"""S1 to S4 as in ``exp_suite.py``; S5 and S6 are in the paper's table only, the repository has no run of them."""
+"""S1 to S4 as in ``exp_suite.py``, which has no S5 and S6: those are the paper's, not checked against its text here."""
 
 
 @dataclass(frozen=True, slots=True)
