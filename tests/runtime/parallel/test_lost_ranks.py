@@ -16,7 +16,7 @@ import torch
 
 from readapt_api.errors import EXIT_BUG
 from readapt_cluster.waiting import until
-from readapt_runtime.engine.engine import EngineLimits
+from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.model.backends import Bounds
 from readapt_runtime.parallel.crew import Crew, Patience
 from readapt_runtime.parallel.errors import WorkerDied, WorkerRefused

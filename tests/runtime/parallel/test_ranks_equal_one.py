@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from readapt_runtime.engine.core import Variant
-from readapt_runtime.engine.engine import Engine, EngineLimits
+from readapt_runtime.engine.engine import Engine
+from readapt_runtime.engine.limits import EngineLimits
 from readapt_testing.tiny_engine import ask, run_to_idle
 from readapt_testing.tiny_families import FAMILIES, Recorder, Reference, write_family, write_lora
 from readapt_testing.tiny_ranks import TinyRanks, tiny_ranks

@@ -11,7 +11,8 @@ import torch
 
 from readapt_api.contract import Digest
 from readapt_runtime.engine.core import Variant
-from readapt_runtime.engine.engine import Engine, EngineLimits
+from readapt_runtime.engine.engine import Engine
+from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageLayout
 from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.backends import Bounds
