@@ -4,6 +4,8 @@ import pytest
 import torch
 import triton
 
+from readapt_kernels.cpu.library import usable_levels
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _interpreted() -> None:
@@ -16,3 +18,9 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """bf16 is not among them: the interpreter's bf16 products are garbage (docs/adr/0006-lora-kernels.md)."""
     assert isinstance(request.param, torch.dtype)
     return request.param
+
+
+@pytest.fixture(scope="module", params=usable_levels())
+def level(request: pytest.FixtureRequest) -> str:
+    """Of the C++ kernels: every instruction set that this processor has."""
+    return str(request.param)

@@ -11,29 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from readapt_kernels.cpu.build import LEVELS, levels
 from readapt_kernels.cpu.launcher import BadLayout, CpuKernels, KvLayout
 from readapt_kernels.cpu.library import BLOCK_TOKENS, FACTORS, SEGMENT
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 NAN = float("nan")
-
-
-def usable() -> list[str]:
-    """Levels that this processor can run."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    order = list(LEVELS)
-    return [level for level in levels() if level == "DEFAULT" or order.index(level) >= _index(order, capability)]
-
-
-def _index(order: list[str], capability: str) -> int:
-    return order.index(capability) if capability in order else len(order)
-
-
-@pytest.fixture(scope="module", params=usable())
-def level(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture(params=DTYPES, ids=lambda d: str(d).removeprefix("torch."))

@@ -31,8 +31,13 @@ _FLAGS = (
         "-nodefaultlibs",
     ),
 )
-LEVELS = {"AVX512": ("-march=x86-64-v4",), "AVX2": ("-march=x86-64-v3",), "DEFAULT": ()}
-"""By the names of ``torch.backends.cpu.get_cpu_capability()``."""
+LEVELS = {
+    "AVX512_BF16": ("-march=x86-64-v4", "-mavx512bf16"),
+    "AVX512": ("-march=x86-64-v4",),
+    "AVX2": ("-march=x86-64-v3",),
+    "DEFAULT": (),
+}
+"""Highest first, by the names of ``torch.backends.cpu.get_cpu_capability()``, which does not know the first."""
 
 
 class NoCompiler(RuntimeError):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from readapt_kernels.cpu.library import BLOCK_TOKENS, DTYPES, HEAD_DIMS, MAX_GROUP, load
+from readapt_kernels.cpu.panels import Panels
 
 
 class BadLayout(ValueError):
@@ -52,6 +53,7 @@ class CpuKernels:
 
         self._add_norm, self._silu_mul, self._argmax = map(function, ("add_norm", "silu_mul", "argmax"))
         self._rotate_write, self._attend, self._lora = map(function, ("rotate_write", "attend", "lora"))
+        self._linear = library.readapt_linear_bf16
 
     def _check(self, *tensors: Tensor) -> None:
         for tensor in tensors:
@@ -121,6 +123,20 @@ class CpuKernels:
             *(kv.heads, kv.kv_heads, kv.dim, pool, tables.data_ptr(), tables.shape[1]),
             *(contexts.data_ptr(), kv.page_stride, kv.kv_heads * head, head, kv.dim**-0.5),
         )
+
+    def linear(self, x: Tensor, weight: Panels, bias: Tensor | None) -> Tensor:
+        """``x Wᵀ + bias`` in bfloat16: ``[tokens, inputs]`` -> ``[tokens, outputs]``, sums in float32.
+
+        A row's result does not depend on the other rows.
+        """
+        self._check(x, *(() if bias is None else (bias,)))
+        tokens, inputs = x.shape
+        if self._dtype is not torch.bfloat16 or inputs != weight.inputs:
+            raise BadLayout(f"{self._dtype} rows of {inputs} for a bfloat16 weight of {weight.inputs} inputs")
+        out = x.new_empty(tokens, weight.outputs)
+        added = None if bias is None else bias.data_ptr()
+        self._linear(x.data_ptr(), tokens, inputs, weight.address, weight.outputs, added, out.data_ptr())
+        return out
 
     def lora(self, segments: np.ndarray, slices: int, offset: int, x: Tensor, y: Tensor, bridge: Tensor) -> None:
         """``y += scale · (x Aᵀ) B`` for every segment, in place; the bridge is rounded to the dtype.

@@ -37,16 +37,25 @@ _SIGNATURES: dict[str, list[Any]] = {
     "argmax": [_P, _I, _I, _P, _P],
     "lora": [_P, _I, _I, _I, _P, _I, _P, _I, _P, _I],
 }
+_LINEAR = [_P, _I, _I, _P, _I, _P, _P]
+
+
+def usable_levels() -> tuple[str, ...]:
+    """Those of ``build.LEVELS`` that this processor can run, highest first."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX512" and torch.cpu.get_capabilities()["avx512_bf16"]:
+        capability = "AVX512_BF16"
+    order = list(LEVELS)
+    return tuple(order[order.index(capability if capability in LEVELS else "DEFAULT") :])
 
 
 @cache
 def load(level: str | None = None) -> ctypes.CDLL | None:
     """The library for this processor: the image's, the cache's, or built now; None, with a warning, without any.
 
-    ``level``: one of ``build.LEVELS`` that the processor has, by default its highest.
+    ``level``: one of ``usable_levels``, by default the highest.
     """
-    capability = torch.backends.cpu.get_cpu_capability()
-    level = level or (capability if capability in LEVELS else "DEFAULT")
+    level = level or usable_levels()[0]
     try:
         built = SOURCES / library_name(level)
         path = built if built.is_file() else compile_level(level, cache_folder())
@@ -62,4 +71,5 @@ def _declared(path: Path) -> ctypes.CDLL:
         for suffix in DTYPES.values():
             function = getattr(library, f"readapt_{name}_{suffix}")
             function.argtypes, function.restype = arguments, None
+    library.readapt_linear_bf16.argtypes, library.readapt_linear_bf16.restype = _LINEAR, None
     return library

@@ -1,12 +1,23 @@
-"""``Ops`` on a CPU: prepacked weights, everything else in one pass over memory each."""
+"""``Ops`` on a CPU: prepacked weights, everything else in one pass over memory each.
+
+Products with bfloat16 weights are our kernels'. Where oneDNN has instructions that ours do not use (AMX, and whatever
+other processors than x86 have) they are oneDNN's, but for a few rows: there memory is the limit, and ours read at its
+speed.
+"""
 
 from __future__ import annotations
+
+import platform
 
 import torch
 import torch.nn.functional as F
 
 from readapt_kernels.cpu.launcher import CpuKernels
+from readapt_kernels.cpu.panels import pack, view_onednn
 from readapt_runtime.model.ops import LinearOp
+
+_FEW = 4
+"""Rows up to which a product takes as long as reading its weights, with or without matrix units."""
 
 
 class CpuOps:
@@ -17,12 +28,12 @@ class CpuOps:
         self.kernels = CpuKernels(dtype)
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearOp:
-        has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        if not has_onednn or weight.dtype is not torch.bfloat16:
+        if weight.dtype is not torch.bfloat16:
             return lambda x: F.linear(x, weight, bias)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        product = torch.ops.mkldnn._linear_pointwise.default
-        return lambda x: product(x, packed, bias, "none", [], "")
+        if prefers_onednn():
+            return _onednn(self.kernels, weight, bias)
+        panels = pack(weight)
+        return lambda x: self.kernels.linear(x, panels, bias)
 
     def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
         return self.kernels.add_norm(hidden, delta, weight, self._eps)
@@ -32,3 +43,24 @@ class CpuOps:
 
     def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.kernels.greedy(logits)
+
+
+def prefers_onednn() -> bool:
+    """Whether oneDNN multiplies bfloat16 with instructions that our kernels do not use."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    other = platform.machine() != "x86_64"
+    return available and (other or bool(torch.cpu.get_capabilities().get("amx_bf16")))
+
+
+def _onednn(kernels: CpuKernels, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearOp:
+    """oneDNN's product; for a few rows ours, reading the same memory."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    product = torch.ops.mkldnn._linear_pointwise.default
+    panels = view_onednn(packed, weight)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        if panels is not None and x.shape[0] <= _FEW:
+            return kernels.linear(x, panels, bias)
+        return product(x, packed, bias, "none", [], "")
+
+    return run

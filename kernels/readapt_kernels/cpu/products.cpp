@@ -1,0 +1,97 @@
+// Products with bfloat16 weights, y = x W^T + bias: sums in float32, each output's in the order of k, so that a row's
+// result does not depend on its companions or on threads.
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#include "simd.h"
+
+using namespace readapt;
+
+namespace {
+
+// W lies as [panel][pair of k][64 outputs][2 of k], which is oneDNN's BA16a64b2a; k is padded with zeros to a multiple
+// of 32, the last panel with outputs that nobody reads.
+constexpr int PANEL = 64;
+constexpr int64_t K_STEP = 32;
+
+// A tile's sums stay in registers: ACCUMULATORS of them, rows times vectors of a panel.
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16, ROWS = 6, ACCUMULATORS = 24;
+#elif defined(__AVX__)
+constexpr int WIDTH = 8, ROWS = 4, ACCUMULATORS = 8;
+#else
+constexpr int WIDTH = 4, ROWS = 4, ACCUMULATORS = 8;
+#endif
+typedef float floats __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t words __attribute__((vector_size(4 * WIDTH)));
+
+// acc + w.low * x.low + w.high * x.high, the two bfloat16 of each word.
+inline floats dot_pair(floats acc, words w, uint32_t x) {
+#ifdef __AVX512BF16__
+  return (floats)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(int32_t(x)));
+#else
+  words low = w << 16, high = w & 0xffff0000u, first = words{} + (x << 16), second = words{} + (x & 0xffff0000u);
+  acc += (floats)low * (floats)first;
+  acc += (floats)high * (floats)second;
+  return acc;
+#endif
+}
+
+inline uint32_t pair_at(const bf16* x) {
+  uint32_t pair;
+  std::memcpy(&pair, x, sizeof pair);
+  return pair;
+}
+
+// sums[N][PANEL] of N rows of x [N, k] with one panel.
+template <int N> void tile(const bf16* x, int64_t k, const uint32_t* panel, float (*sums)[PANEL]) {
+  constexpr int MOST = ACCUMULATORS / N * WIDTH, COLUMNS = MOST < PANEL ? MOST : PANEL, VECTORS = COLUMNS / WIDTH;
+  static_assert(PANEL % COLUMNS == 0, "a panel is a whole number of tiles");
+  for (int start = 0; start < PANEL; start += COLUMNS) {
+    floats acc[N][VECTORS]{};
+    auto step = [&](int64_t pair, auto value_of_row) {
+      words w[VECTORS];
+      std::memcpy(w, panel + pair * PANEL + start, sizeof w);
+      for (int n = 0; n < N; ++n)
+        for (int v = 0; v < VECTORS; ++v) acc[n][v] = dot_pair(acc[n][v], w[v], value_of_row(n));
+    };
+    for (int64_t pair = 0; pair < k / 2; ++pair)
+      step(pair, [&](int n) { return pair_at(x + n * k + 2 * pair); });
+    if (k % 2) step(k / 2, [&](int n) { return uint32_t(x[n * k + k - 1].bits); });
+    for (int n = 0; n < N; ++n) std::memcpy(sums[n] + start, acc[n], sizeof acc[n]);
+  }
+}
+
+using Tile = void (*)(const bf16*, int64_t, const uint32_t*, float (*)[PANEL]);
+#if defined(__AVX512F__)
+constexpr Tile TILES[ROWS] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
+#else
+constexpr Tile TILES[ROWS] = {tile<1>, tile<2>, tile<3>, tile<4>};
+#endif
+
+void finish(const float* sums, const bf16* bias, bf16* y, int64_t columns) {
+  int64_t i = 0;
+  for (; i + LANES <= columns; i += LANES)
+    store(y + i, bias ? load(sums + i) + load(bias + i) : load(sums + i));
+  for (; i < columns; ++i) put(y + i, bias ? sums[i] + get(bias[i]) : sums[i]);
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) void readapt_linear_bf16(const bf16* x, int64_t rows, int64_t k,
+                                                                          const uint32_t* w, int64_t n,
+                                                                          const bf16* bias, bf16* y) {
+  int64_t panels = (n + PANEL - 1) / PANEL, tiles = (rows + ROWS - 1) / ROWS;
+  int64_t stride = (k + K_STEP - 1) / K_STEP * (K_STEP / 2) * PANEL;
+  // All rows pass by a panel while it is in the cache.
+#pragma omp parallel for collapse(2) schedule(static)
+  for (int64_t panel = 0; panel < panels; ++panel)
+    for (int64_t t = 0; t < tiles; ++t) {
+      int64_t first = rows * t / tiles, last = rows * (t + 1) / tiles, at = panel * PANEL;
+      float sums[ROWS][PANEL];
+      TILES[last - first - 1](x + first * k, k, w + panel * stride, sums);
+      for (int64_t r = first; r < last; ++r)
+        finish(sums[r - first], bias ? bias + at : nullptr, y + r * n + at, n - at < PANEL ? n - at : PANEL);
+    }
+}
