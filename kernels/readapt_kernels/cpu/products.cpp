@@ -38,10 +38,18 @@ inline floats dot_pair(floats acc, words w, uint32_t x) {
 #endif
 }
 
-inline uint32_t pair_at(const bf16* x) {
-  uint32_t pair;
-  std::memcpy(&pair, x, sizeof pair);
-  return pair;
+// Adds what one pair of k contributes; rows of x are `stride` apart. Sums must stay in registers: no address of theirs
+// is taken, and w is read vector by vector.
+template <int N, int VECTORS>
+inline __attribute__((always_inline)) void add_pair(floats (&acc)[N][VECTORS], const uint32_t* w, const bf16* x,
+                                                    int64_t stride) {
+  words weights[VECTORS];
+  for (int v = 0; v < VECTORS; ++v) std::memcpy(&weights[v], w + v * WIDTH, sizeof weights[v]);
+  for (int n = 0; n < N; ++n) {
+    uint32_t pair;
+    std::memcpy(&pair, x + n * stride, sizeof pair);
+    for (int v = 0; v < VECTORS; ++v) acc[n][v] = dot_pair(acc[n][v], weights[v], pair);
+  }
 }
 
 // sums[N][PANEL] of N rows of x [N, k] with one panel.
@@ -49,17 +57,20 @@ template <int N> void tile(const bf16* x, int64_t k, const uint32_t* panel, floa
   constexpr int MOST = ACCUMULATORS / N * WIDTH, COLUMNS = MOST < PANEL ? MOST : PANEL, VECTORS = COLUMNS / WIDTH;
   static_assert(PANEL % COLUMNS == 0, "a panel is a whole number of tiles");
   for (int start = 0; start < PANEL; start += COLUMNS) {
-    floats acc[N][VECTORS]{};
-    auto step = [&](int64_t pair, auto value_of_row) {
-      words w[VECTORS];
-      std::memcpy(w, panel + pair * PANEL + start, sizeof w);
-      for (int n = 0; n < N; ++n)
-        for (int v = 0; v < VECTORS; ++v) acc[n][v] = dot_pair(acc[n][v], w[v], value_of_row(n));
-    };
-    for (int64_t pair = 0; pair < k / 2; ++pair)
-      step(pair, [&](int n) { return pair_at(x + n * k + 2 * pair); });
-    if (k % 2) step(k / 2, [&](int n) { return uint32_t(x[n * k + k - 1].bits); });
-    for (int n = 0; n < N; ++n) std::memcpy(sums[n] + start, acc[n], sizeof acc[n]);
+    floats acc[N][VECTORS];
+    for (int n = 0; n < N; ++n)
+      for (int v = 0; v < VECTORS; ++v) acc[n][v] = floats{};
+    for (int64_t pair = 0; pair < k / 2; ++pair) add_pair(acc, panel + pair * PANEL + start, x + 2 * pair, k);
+    if (k % 2) {
+      bf16 last[N][2]{};
+      for (int n = 0; n < N; ++n) last[n][0] = x[n * k + k - 1];
+      add_pair(acc, panel + k / 2 * PANEL + start, last[0], 2);
+    }
+    for (int n = 0; n < N; ++n)
+      for (int v = 0; v < VECTORS; ++v) {
+        floats sum = acc[n][v];
+        std::memcpy(sums[n] + start + v * WIDTH, &sum, sizeof sum);
+      }
   }
 }
 
