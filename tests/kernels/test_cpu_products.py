@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from readapt_kernels.cpu.arena import Arena
 from readapt_kernels.cpu.launcher import BadLayout, CpuKernels
 from readapt_kernels.cpu.library import load, usable_levels
 from readapt_kernels.cpu.panels import Panels, pack, view_onednn
@@ -46,7 +50,7 @@ def assert_product(found: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "bias"])
 def test_products_of_any_number_of_rows(kernels: CpuKernels, outputs: int, inputs: int, biased: bool) -> None:
     weight, bias = random(outputs, inputs), random(outputs, seed=1) if biased else None
-    panels = pack(weight)
+    panels = pack(weight, Arena())
     for rows in ROWS:
         x = between_nans(random(rows, inputs, seed=rows))
         assert_product(kernels.linear(x, panels, bias), x, weight, bias)
@@ -54,14 +58,14 @@ def test_products_of_any_number_of_rows(kernels: CpuKernels, outputs: int, input
 
 def test_a_row_does_not_depend_on_its_companions(kernels: CpuKernels) -> None:
     """Bit for bit, so neither batching nor chunking of prompts changes what the base's products answer."""
-    panels, x = pack(random(200, 577)), random(65, 577, seed=1)
+    panels, x = pack(random(200, 577), Arena()), random(65, 577, seed=1)
     together = kernels.linear(x, panels, None)
     for rows in ROWS:
         assert torch.equal(kernels.linear(x[:rows].contiguous(), panels, None), together[:rows])
 
 
 def test_a_result_does_not_depend_on_threads(kernels: CpuKernels) -> None:
-    panels, x, before = pack(random(960, 576)), random(13, 576, seed=1), torch.get_num_threads()
+    panels, x, before = pack(random(960, 576), Arena()), random(13, 576, seed=1), torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 3):
@@ -75,7 +79,7 @@ def test_a_result_does_not_depend_on_threads(kernels: CpuKernels) -> None:
 
 @pytest.mark.parametrize("outputs", [1, 63, 65])
 def test_nothing_is_written_beyond_the_rows(level: str, outputs: int) -> None:
-    library, panels, x = load(level), pack(random(outputs, 40)), random(7, 40, seed=1)
+    library, panels, x = load(level), pack(random(outputs, 40), Arena()), random(7, 40, seed=1)
     assert library is not None
     memory = torch.full((7 * outputs + 256,), NAN, dtype=BF16)
     out = memory[128:-128]
@@ -88,9 +92,31 @@ def test_nothing_is_written_beyond_the_rows(level: str, outputs: int) -> None:
 def test_what_is_not_finite_stays_so(kernels: CpuKernels) -> None:
     weight, x = random(70, 33), random(3, 33, seed=1)
     x[1, 32] = NAN
-    found = kernels.linear(x, pack(weight), None)
+    found = kernels.linear(x, pack(weight, Arena()), None)
     assert found[1].isnan().all()
     assert found[[0, 2]].isfinite().all()
+
+
+def test_weights_of_one_arena_do_not_overlap() -> None:
+    """More than one mapping's worth, sizes that are no multiples of the alignment."""
+    arena, kernels = Arena(), CpuKernels(BF16)
+    weights = [random(257, 1000 + n, seed=n) for n in range(3)] + [random(40_000, 576), random(1, 1)]
+    packed = [pack(weight, arena) for weight in weights]
+    for weight, panels in zip(weights, packed, strict=True):
+        assert panels.address % 64 == 0
+        x = random(2, weight.shape[1], seed=9)
+        assert_product(kernels.linear(x, panels, None), x, weight)
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="a kernel without huge pages")
+def test_the_kernel_is_asked_for_huge_pages() -> None:
+    address, flags = Arena().take(1000, BF16), ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if mapping := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(mapping[1], 16) <= address.data_ptr() < int(mapping[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            flags = line
+    assert "hg" in flags.split()
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
@@ -107,7 +133,7 @@ def test_memory_that_onednn_packed_is_read_where_it_lies(kernels: CpuKernels, ou
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    kernels, panels = CpuKernels(BF16), pack(random(8, 40))
+    kernels, panels = CpuKernels(BF16), pack(random(8, 40), Arena())
     with pytest.raises(BadLayout, match="41"):
         kernels.linear(random(1, 41), panels, None)
     with pytest.raises(BadLayout, match="contiguous"):

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from readapt_kernels.cpu.arena import Arena
+
 PANEL = 64
 """Outputs of a panel: four vectors."""
 K_STEP = 32
@@ -28,10 +30,11 @@ class Panels:
     inputs: int
 
 
-def pack(weight: Tensor) -> Panels:
+def pack(weight: Tensor, arena: Arena) -> Panels:
     """A copy of ``weight``, bfloat16 ``[outputs, inputs]``, in panels."""
     outputs, inputs = weight.shape
-    packed = _arrange(weight)
+    arranged = _arrange(weight)
+    packed = arena.take(arranged.numel(), weight.dtype).view_as(arranged).copy_(arranged)
     return Panels(packed, packed.data_ptr(), outputs, inputs)
 
 
@@ -47,7 +50,7 @@ def view_onednn(packed: Tensor, weight: Tensor) -> Panels | None:
         return None
     address = int(torch.ops.mkldnn.data_ptr(packed))
     for index in {0, last}:
-        expected = _arrange(weight[index * PANEL : (index + 1) * PANEL])
+        expected = _arrange(weight[index * PANEL : (index + 1) * PANEL]).contiguous()
         found = ctypes.string_at(address + 2 * panel * index, 2 * panel)
         if found != expected.view(torch.int16).numpy().tobytes():
             return None
@@ -55,11 +58,12 @@ def view_onednn(packed: Tensor, weight: Tensor) -> Panels | None:
 
 
 def _arrange(weight: Tensor) -> Tensor:
+    """``[panels, k / 2, 64, 2]``, a view unless there is something to pad."""
     outputs, inputs = weight.shape
     panels, width = _padded(outputs, PANEL) // PANEL, _padded(inputs, K_STEP)
     if (outputs, inputs) != (panels * PANEL, width):
         weight = F.pad(weight, (0, width - inputs, 0, panels * PANEL - outputs))
-    return weight.view(panels, PANEL, width // 2, 2).transpose(1, 2).contiguous()
+    return weight.view(panels, PANEL, width // 2, 2).transpose(1, 2)
 
 
 def _padded(size: int, step: int) -> int:

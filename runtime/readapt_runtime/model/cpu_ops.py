@@ -12,6 +12,7 @@ import platform
 import torch
 import torch.nn.functional as F
 
+from readapt_kernels.cpu.arena import Arena
 from readapt_kernels.cpu.launcher import CpuKernels
 from readapt_kernels.cpu.panels import pack, view_onednn
 from readapt_runtime.model.ops import LinearOp
@@ -25,6 +26,7 @@ class CpuOps:
 
     def __init__(self, eps: float, dtype: torch.dtype) -> None:
         self._eps = eps
+        self._arena = Arena()
         self.kernels = CpuKernels(dtype)
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearOp:
@@ -32,7 +34,7 @@ class CpuOps:
             return lambda x: F.linear(x, weight, bias)
         if prefers_onednn():
             return _onednn(self.kernels, weight, bias)
-        panels = pack(weight)
+        panels = pack(weight, self._arena)
         return lambda x: self.kernels.linear(x, panels, bias)
 
     def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
