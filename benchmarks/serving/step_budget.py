@@ -109,7 +109,7 @@ class Machine:
 
     @classmethod
     def measured(cls) -> Machine:
-        """The fastest of many: a sum over 256 MiB in huge pages, and products of a weight that stays in the second-level cache."""
+        """The fastest of many: a sum over 256 MiB as weights lie, products of a weight that stays in L2."""
         memory = Arena().take(1 << 26, torch.float32).fill_(1.0)
         kernels, panels = CpuKernels(DTYPE), pack(torch.ones(64, 576, dtype=DTYPE), Arena())
         x = torch.ones(480, 576, dtype=DTYPE)

@@ -108,15 +108,34 @@ def test_weights_of_one_arena_do_not_overlap() -> None:
         assert_product(kernels.linear(x, panels, None), x, weight)
 
 
-@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="a kernel without huge pages")
-def test_the_kernel_is_asked_for_huge_pages() -> None:
-    address, flags = Arena().take(1000, BF16), ""
+def huge_pages() -> str:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    found = re.search(r"\[(\w+)\]", setting.read_text()) if setting.is_file() else None
+    return found[1] if found else "never"
+
+
+@pytest.mark.skipif(huge_pages() == "never", reason="the kernel gives no huge pages")
+def test_weights_lie_in_huge_pages() -> None:
+    """As the kernel counts them, unless it says that it had none left."""
+    before = _refused()
+    taken = Arena().take(8 << 20, BF16).fill_(1.0)
+    assert _huge_bytes_at(taken.data_ptr()) >= taken.nbytes // 2 or _refused() > before
+
+
+def _refused() -> int:
+    found = re.search(r"thp_fault_fallback (\d+)", Path("/proc/vmstat").read_text())
+    assert found
+    return int(found[1])
+
+
+def _huge_bytes_at(address: int) -> int:
+    inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if mapping := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            inside = int(mapping[1], 16) <= address.data_ptr() < int(mapping[2], 16)
-        elif inside and line.startswith("VmFlags:"):
-            flags = line
-    assert "hg" in flags.split()
+            inside = int(mapping[1], 16) <= address < int(mapping[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("the address is in no mapping")
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")

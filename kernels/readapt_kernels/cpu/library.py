@@ -37,7 +37,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "argmax": [_P, _I, _I, _P, _P],
     "lora": [_P, _I, _I, _I, _P, _I, _P, _I, _P, _I],
 }
-_LINEAR = [_P, _I, _I, _P, _I, _P, _P]
+_LINEAR: list[Any] = [_P, _I, _I, _P, _I, _P, _P]
 
 
 def usable_levels() -> tuple[str, ...]:

@@ -63,6 +63,7 @@ def _onednn(kernels: CpuKernels, weight: torch.Tensor, bias: torch.Tensor | None
     def run(x: torch.Tensor) -> torch.Tensor:
         if panels is not None and x.shape[0] <= _FEW:
             return kernels.linear(x, panels, bias)
-        return product(x, packed, bias, "none", [], "")
+        y: torch.Tensor = product(x, packed, bias, "none", [], "")
+        return y
 
     return run
