@@ -112,16 +112,18 @@ def test_the_fullest_batch_fits_the_buffers(tiles: TileTable) -> None:
     stops = [1, 2, 3, 20, 37, 54, 71, limits.max_tokens]
     placed = place(record, pages, SMOL)
     segments = [Segment(placed, a, b) for a, b in zip([0, *stops], stops, strict=False)]
-    work = WorkList(WorkLayout(SMOL, limits, tiles), pinned=False)
+    layout = WorkLayout(SMOL, limits, tiles)
+    work = WorkList(layout, torch.zeros(layout.num_words, dtype=torch.int32))
 
     step = work.fill(segments, limits.max_tokens)
 
-    layout = work.layout
     counts = work.host[: layout.shrink_items : 4].tolist()
     assert step.used <= layout.num_words
     assert max(counts[:-1]) <= layout.max_shrink_items
     assert counts[-1] <= layout.max_expand_items
-    assert all(n <= layout.max_small_items for n, tile in zip(counts, step.shrink, strict=False) if tile.splits > 1)
+    assert all(
+        n <= layout.max_small_items for n, tile in zip(counts, step.tiles.shrink, strict=False) if tile.splits > 1
+    )
 
 
 ROWS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {

@@ -1,14 +1,15 @@
 """LoRA of a mixed batch on a GPU: owns the static buffers, checks layouts, launches the two kernels.
 
-Each step: ``plan`` once, then for every layer and fused linear ``shrink`` (it may run beside the base's product) and
-``expand_`` after both. ``plan`` is the only host-to-device copy and stays outside captured graphs; a graph captured
-over ``shrink`` and ``expand_`` serves every later plan that uses small tiles too (``TileTable.small_tokens``), whatever
-its adapters. Large tiles follow the ranks of the batch and are launched anew.
+Each step: the work list is filled and uploaded, by ``plan`` or by the caller's own ``WorkList`` over ``work``; then
+for every layer and fused linear ``shrink`` (it may run beside the base's product) and ``expand_`` after both. Besides
+device memory a launch depends on its ``Tiles`` alone, so that a graph captured over small tiles
+(``WorkLayout.small_tiles``) serves every later work list of them, whatever its adapters. Large tiles follow the ranks
+of the batch and are launched anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import cycle
 
 import torch
@@ -20,7 +21,7 @@ from readapt_kernels.lora.records import linear_words
 from readapt_kernels.lora.shapes import RANK_STEP, Limits, LoraShapes
 from readapt_kernels.lora.shrink_kernel import shrink_kernel
 from readapt_kernels.lora.tiles import TileTable
-from readapt_kernels.lora.work import COUNT_WORDS, Segment, Step, WorkLayout, WorkList
+from readapt_kernels.lora.work import COUNT_WORDS, Segment, Tiles, WorkLayout, WorkList
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ALIGNED_ELEMENTS = 16
@@ -38,8 +39,9 @@ class LoraKernels:
 
     ``flights``: linears that may be between their shrink and their expand at the same time; each flight has its own
     bridge, counters and scratch. Within a flight the caller keeps the order shrink, expand, next shrink, across streams
-    too. ``programs`` overrides the size of the persistent grid. At most two plans may be
-    ahead of the device, since their pinned buffers take turns.
+    too. ``programs`` overrides the size of the persistent grid. ``work`` makes the device side of the work list a part
+    of a larger buffer, int32 ``[layout.num_words]``, which the caller fills; ``plan`` is for those who leave it to the
+    kernels: at most two of them may be ahead of the device, since their pinned buffers take turns.
     """
 
     def __init__(
@@ -51,21 +53,24 @@ class LoraKernels:
         flights: int = 1,
         tiles: TileTable | None = None,
         programs: int | None = None,
+        work: torch.Tensor | None = None,
     ) -> None:
         _check_pool(pool, shapes)
         self._pool, self._shapes, self._tiles = pool, shapes, tiles or TileTable()
         self._programs = programs or INTERPRETED_PROGRAMS
         self._sms = _multiprocessors(pool.device) if programs is None else None
         self.layout = WorkLayout(shapes, limits, self._tiles)
-        self._hosts = cycle([WorkList(self.layout, pinned=pool.is_cuda) for _ in range(2)])
-        self.work = torch.zeros(self.layout.num_words, dtype=torch.int32, device=pool.device)
+        if work is None:
+            work = torch.zeros(self.layout.num_words, dtype=torch.int32, device=pool.device)
+        self.work = work
+        self._hosts: Iterator[WorkList] | None = None
         small, width = self.layout.max_small_items, self.layout.bridge_width
         splits = max(self._tiles.splits(shape, shapes.chunk) for shape in shapes.linears)
         self.bridge = torch.empty(flights, limits.max_tokens, width, dtype=pool.dtype, device=pool.device)
         self.planes = torch.empty(flights, small * splits, 16, RANK_STEP, dtype=torch.float32, device=pool.device)
         self.counters = torch.zeros(flights, small, dtype=torch.int32, device=pool.device)
         self._planned: tuple[tuple[Segment, ...], int] | None = None
-        self._step: Step | None = None
+        self._tiles_planned: Tiles | None = None
 
     def plan(self, segments: Iterable[Segment], num_tokens: int) -> None:
         """Uploads the work of a batch, on the current stream; the same batch again costs nothing.
@@ -74,16 +79,26 @@ class LoraKernels:
         """
         wanted = (tuple(segments), num_tokens)
         if wanted != self._planned:
-            work = next(self._hosts)
-            self._step = work.fill(*wanted)
-            self.work[: self._step.used].copy_(work.host[: self._step.used], non_blocking=True)
-            self._planned = wanted
+            work = next(self._own_hosts())
+            step = work.fill(*wanted)
+            self.work[: step.used].copy_(work.host[: step.used], non_blocking=True)
+            self._planned, self._tiles_planned = wanted, step.tiles
 
-    def shrink(self, layer: int, linear: int, x: torch.Tensor, flight: int = 0) -> None:
-        """Bridge of the flight ``= x · Aᵀ`` for the planned rows: x ``[tokens, in]``."""
-        step, shape, layout = self._current(layer), self._shapes.linears[linear], self.layout
-        self._check_rows("x", x, shape.in_features, step)
-        tile = step.shrink[linear]
+    def _own_hosts(self) -> Iterator[WorkList]:
+        if self._hosts is None:
+            words, pinned = self.layout.num_words, self._pool.is_cuda
+            hosts = [torch.zeros(words, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
+            self._hosts = cycle([WorkList(self.layout, host) for host in hosts])
+        return self._hosts
+
+    def shrink(self, layer: int, linear: int, x: torch.Tensor, flight: int = 0, tiles: Tiles | None = None) -> None:
+        """Bridge of the flight ``= x · Aᵀ`` for the rows of the work list: x ``[tokens, in]``.
+
+        ``tiles`` are those that the work list was cut into; by default the planned ones.
+        """
+        cut, shape, layout = self._cut(layer, tiles), self._shapes.linears[linear], self.layout
+        self._check_rows("x", x, shape.in_features, cut)
+        tile = cut.shrink[linear]
         shrink_kernel[self._grid(tile.programs_per_sm)](
             x,
             self._pool,
@@ -111,11 +126,11 @@ class LoraKernels:
             **self._constants(),
         )
 
-    def expand_(self, layer: int, linear: int, y: torch.Tensor, flight: int = 0) -> None:
-        """``y += scale · bridge · Bᵀ`` for the planned rows and every slice, in place: y ``[tokens, out]``."""
-        step, shape, layout = self._current(layer), self._shapes.linears[linear], self.layout
-        self._check_rows("y", y, shape.out_features, step)
-        tile = step.expand
+    def expand_(self, layer: int, linear: int, y: torch.Tensor, flight: int = 0, tiles: Tiles | None = None) -> None:
+        """``y += scale · bridge · Bᵀ`` for the same rows and every slice, in place: y ``[tokens, out]``."""
+        cut, shape, layout = self._cut(layer, tiles), self._shapes.linears[linear], self.layout
+        self._check_rows("y", y, shape.out_features, cut)
+        tile = cut.expand
         expand_kernel[self._grid(tile.programs_per_sm)](
             y,
             self._pool,
@@ -154,20 +169,21 @@ class LoraKernels:
             "PRECISION": "ieee",  # fp32 products stay fp32; without meaning for 16-bit ones
         }
 
-    def _current(self, layer: int) -> Step:
-        if self._step is None:
+    def _cut(self, layer: int, tiles: Tiles | None) -> Tiles:
+        cut = tiles or self._tiles_planned
+        if cut is None:
             raise UnsupportedLayout("nothing is planned")
         if not 0 <= layer < self._shapes.num_layers:
             raise UnsupportedLayout(f"layer {layer} of {self._shapes.num_layers}")
-        return self._step
+        return cut
 
-    def _check_rows(self, name: str, rows: torch.Tensor, width: int, step: Step) -> None:
+    def _check_rows(self, name: str, rows: torch.Tensor, width: int, cut: Tiles) -> None:
         if rows.dtype is not self._pool.dtype or rows.device != self._pool.device:
             raise UnsupportedLayout(
                 f"{name} is {rows.dtype} on {rows.device}, the pool {self._pool.dtype} on {self._pool.device}"
             )
-        if rows.ndim != 2 or rows.shape[1] != width or rows.shape[0] < step.num_tokens:
-            raise UnsupportedLayout(f"{name} is {list(rows.shape)}, planned was [{step.num_tokens}, {width}]")
+        if rows.ndim != 2 or rows.shape[1] != width or rows.shape[0] < cut.num_tokens:
+            raise UnsupportedLayout(f"{name} is {list(rows.shape)}, planned was [{cut.num_tokens}, {width}]")
         if rows.stride(1) != 1 or rows.stride(0) % ALIGNED_ELEMENTS or rows.data_ptr() % ALIGNED_BYTES:
             raise UnsupportedLayout(f"{name} has strides {rows.stride()}: rows must be dense and start at 16 elements")
 

@@ -34,13 +34,20 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiles:
+    """What a batch of ``num_tokens`` is cut into: all that a launch depends on besides what is in memory."""
+
+    num_tokens: int
+    shrink: tuple[ShrinkTile, ...]
+    expand: ExpandTile
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """The tiles that a filled work list was cut for, and how many words of it count."""
 
     used: int
-    num_tokens: int
-    shrink: tuple[ShrinkTile, ...]
-    expand: ExpandTile
+    tiles: Tiles
 
 
 class WorkLayout:
@@ -66,35 +73,47 @@ class WorkLayout:
         self.directories = self.layers + round_up(limits.max_segments * shapes.num_layers, 4)
         self.num_words = self.directories + limits.max_segments * shapes.num_layers * directory_words(shapes)
 
+    def small_tiles(self, num_tokens: int) -> Tiles:
+        """Of a batch of at most ``TileTable.small_tokens``, whatever its adapters: what a captured graph launches."""
+        if num_tokens > self.tiles.small_tokens:
+            raise UnsupportedLayout(f"the tiles of {num_tokens} tokens depend on the adapters")
+        return self.tiles_of(num_tokens, [0] * len(self.shapes.linears))
+
+    def tiles_of(self, num_tokens: int, columns: Sequence[int]) -> Tiles:
+        """``columns``: per linear the most bridge columns that an adapter of the batch has."""
+        table, chunk = self.tiles, self.shapes.chunk
+        shrink = [
+            table.shrink(num_tokens, most, shape, chunk)
+            for most, shape in zip(columns, self.shapes.linears, strict=True)
+        ]
+        return Tiles(num_tokens, tuple(shrink), table.expand(num_tokens, chunk))
+
     def _max_tiles(self, height: int, tokens: int) -> int:
         return min(self.limits.max_segments, tokens) + tokens // height
 
 
 class WorkList:
-    """The host side of the buffer, pinned where a copy should not block."""
+    """The host side of the buffer."""
 
-    def __init__(self, layout: WorkLayout, pinned: bool) -> None:
+    def __init__(self, layout: WorkLayout, host: torch.Tensor) -> None:
+        """``host``: int32 ``[layout.num_words]``, pinned where a copy should not block."""
         self.layout = layout
-        self.host = torch.zeros(layout.num_words, dtype=torch.int32, pin_memory=pinned)
-        self._words = self.host.numpy()
+        self.host = host
+        self._words = host.numpy()
 
     def fill(self, segments: Sequence[Segment], num_tokens: int) -> Step:
         """Writes the work of a batch of ``num_tokens``, base rows included; raises before anything is written."""
         _check(segments, num_tokens, self.layout.limits)
         layout = self.layout
-        chunk = layout.shapes.chunk
-        tiles = list(_token_tiles(segments, layout.tiles.height(num_tokens)))
-        shrink_tiles = []
-        for i, shape in enumerate(layout.shapes.linears):
-            columns = [segment.adapter.record.columns[i] for segment in segments]
-            tile = layout.tiles.shrink(num_tokens, max(columns, default=0), shape, chunk)
-            shrink_tiles.append(tile)
-            items = [w for s, at, n in tiles for c in range(0, columns[s], tile.columns) for w in (s, c, at, n)]
+        columns = [[s.adapter.record.columns[i] for s in segments] for i in range(len(layout.shapes.linears))]
+        tiles = layout.tiles_of(num_tokens, [max(own, default=0) for own in columns])
+        cut = list(_token_tiles(segments, layout.tiles.height(num_tokens)))
+        for i, (own, tile) in enumerate(zip(columns, tiles.shrink, strict=True)):
+            items = [w for s, at, n in cut for c in range(0, own[s], tile.columns) for w in (s, c, at, n)]
             self._put_items(i, layout.shrink_items + i * layout.shrink_stride, items)
-        items = [w for slot, at, n in tiles for w in (slot, 0, at, n)]
+        items = [w for slot, at, n in cut for w in (slot, 0, at, n)]
         self._put_items(len(layout.shapes.linears), layout.expand_items, items)
-        used = self._put_adapters(segments)
-        return Step(used, num_tokens, tuple(shrink_tiles), layout.tiles.expand(num_tokens, chunk))
+        return Step(self._put_adapters(segments), tiles)
 
     def _put_items(self, counter: int, start: int, items: list[int]) -> None:
         self._words[counter * COUNT_WORDS] = len(items) // ITEM_WORDS

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import count, groupby
 
@@ -17,6 +17,7 @@ import torch
 
 from readapt_api.contract import Digest
 from readapt_api.errors import ReadaptError, Terminal, Transient
+from readapt_runtime.engine.draws import Draws
 from readapt_runtime.engine.pool import Entry
 from readapt_runtime.engine.worth import Heat
 from readapt_runtime.model.adapter_image import AdapterImage
@@ -207,7 +208,7 @@ class Sequence:
     preemptions: int = 0
     # set at admission and advanced when a step settles: tokens whose keys and values are in the pool
     computed: int = 0
-    # set by the sampler on the first random draw
+    # set by ``Draws`` on the first random draw
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
@@ -257,16 +258,21 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step: prefill and decode rows together, one ragged run of tokens, sorted by adapter, base rows first."""
+    """One step: prefill and decode rows together, one ragged run of tokens, sorted by adapter, base rows first.
+
+    Its tensors lie on the host; who computes on a device takes them there.
+    """
 
     rows: tuple[Row, ...]
     segments: tuple[Segment, ...]
     token_ids: torch.Tensor  # int64 [tokens]
     positions: torch.Tensor  # int64 [tokens]
     sampled: torch.Tensor  # int64 [rows that sample]: index of their last token
+    draws: Draws  # of the rows that sample
 
     @classmethod
-    def of(cls, rows: Rows[Row], device: torch.device) -> Batch:
+    def of(cls, rows: Rows[Row]) -> Batch:
+        """Takes the random numbers of the rows that sample: once for each step that is computed."""
         ordered = tuple(sorted(rows, key=_adapter_number))
         ends: list[int] = []
         ids: list[int] = []
@@ -279,10 +285,18 @@ class Batch:
         return cls(
             rows=ordered,
             segments=_segments(ordered),
-            token_ids=torch.tensor(ids, dtype=torch.int64, device=device),
-            positions=torch.tensor(positions, dtype=torch.int64, device=device),
-            sampled=torch.tensor(sampled, dtype=torch.int64, device=device),
+            token_ids=torch.tensor(ids, dtype=torch.int64),
+            positions=torch.tensor(positions, dtype=torch.int64),
+            sampled=torch.tensor(sampled, dtype=torch.int64),
+            draws=Draws.of([row.seq for row in ordered if row.samples]),
         )
+
+    def on(self, device: torch.device) -> Batch:
+        """The same, with what the layers read on that device."""
+        if device == self.token_ids.device:
+            return self
+        ids, positions, sampled = (field.to(device) for field in (self.token_ids, self.positions, self.sampled))
+        return replace(self, token_ids=ids, positions=positions, sampled=sampled)
 
     @property
     def sampling_rows(self) -> list[Row]:

@@ -36,7 +36,7 @@ from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.memory import Memory
 from readapt_runtime.engine.pace import Pace
 from readapt_runtime.engine.pool import PagePool
-from readapt_runtime.engine.sampler import sample, score_tokens
+from readapt_runtime.engine.sampler import UNSOUND, score_tokens
 from readapt_runtime.engine.scheduler import Scheduler
 
 
@@ -44,11 +44,11 @@ class Model(Protocol):
     """What the engine runs."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits ``[sampled rows, vocab]``; writes the keys and values of all rows into the pool."""
+        """Logits ``[sampled rows, vocab]``, valid until the next; writes all rows' keys and values to the pool."""
         ...
 
-    def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first largest of each row (int64), and whether the row is finite (bool)."""
+    def pick(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
+        """The next token of each sampled row, or UNSOUND: int64 ``[sampled rows]``, after ``forward`` of the batch."""
         ...
 
 
@@ -80,8 +80,8 @@ class Engine:
         rows = self.scheduler.schedule()
         if not rows:
             return False
-        batch = Batch.of(rows, self.pool.device)
-        self._settle(batch, self._run(batch))
+        batch = Batch.of(rows)
+        self._settle(batch, *self._run(batch))
         return True
 
     def _admit(self) -> None:
@@ -103,40 +103,27 @@ class Engine:
     def _wanted(self) -> set[Variant]:
         return {seq.request.variant for seq in self.scheduler.waiting if seq.request.variant is not None}
 
-    def _run(self, batch: Batch) -> torch.Tensor:
+    def _run(self, batch: Batch) -> tuple[torch.Tensor, list[int]]:
+        """Logits and tokens of the sampled rows; reading the tokens is all that waits for the device."""
         self.forward_passes += 1
         start = self._clock()
         logits = self._model.forward(batch)
+        tokens = self._model.pick(batch, logits).tolist() if len(batch.sampled) else []
         self._pace.note(sum(row.count for row in batch.rows if row.count > 1), self._clock() - start)
-        return logits
+        return logits, tokens
 
-    def _settle(self, batch: Batch, logits: torch.Tensor) -> None:
+    def _settle(self, batch: Batch, logits: torch.Tensor, tokens: list[int]) -> None:
         for row in batch.rows:
             self.scheduler.settle(row)
-        rows, logits, best = self._sound(batch.sampling_rows, logits)
-        if not rows:
-            return
-        seqs = [row.seq for row in rows]
-        tokens = sample(logits, best, seqs)
-        scores = score_tokens(logits, tokens, seqs)
-        for index, row in enumerate(rows):
-            if row.seq.request.score_ids:
+        rows = batch.sampling_rows
+        scores = score_tokens(logits, tokens, [row.seq for row in rows])
+        for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            if token == UNSOUND:
+                self._fail(row.seq, NonFiniteLogits("the model answered with NaN or infinity"))
+            elif row.seq.request.score_ids:
                 self._score(row, logits[index])
             else:
-                self._append(row.seq, tokens[index], scores.get(index))
-
-    def _sound(self, rows: list[Row], logits: torch.Tensor) -> tuple[list[Row], torch.Tensor, torch.Tensor]:
-        """Rows, logits and their largest; rows with a NaN or an infinity fail, for nothing can be drawn from them."""
-        if not rows:
-            return rows, logits, torch.empty(0, dtype=torch.int64)
-        best, are_finite = self._model.greedy(logits)
-        finite = are_finite.tolist()
-        if all(finite):
-            return rows, logits, best
-        for row, fine in zip(rows, finite, strict=True):
-            if not fine:
-                self._fail(row.seq, NonFiniteLogits("the model answered with NaN or infinity"))
-        return [row for row, fine in zip(rows, finite, strict=True) if fine], logits[are_finite], best[are_finite]
+                self._append(row.seq, token, scores.get(index))
 
     def _append(self, seq: Sequence, token: int, scores: TokenScores | None) -> None:
         seq.tokens.append(token)

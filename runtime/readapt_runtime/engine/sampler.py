@@ -1,6 +1,6 @@
-"""Next tokens for the sampled rows of a step, all rows in one batch.
+"""Next tokens for the sampled rows of a step, all rows in one batch, on the device of the logits.
 
-Each random request owns a generator seeded by itself, so its draws do not depend on who shares the batch.
+In: logits, the largest of each row and ``Draws``. Out: a tensor of tokens that the engine reads once.
 """
 
 from __future__ import annotations
@@ -8,22 +8,26 @@ from __future__ import annotations
 import torch
 
 from readapt_runtime.engine.core import Sequence, TokenScores
+from readapt_runtime.engine.draws import Draws
 
-GREEDY_BELOW = 1e-5
+UNSOUND = -1
+"""In place of a token where the logits hold a NaN or an infinity: nothing can be drawn from them."""
 
 
-def sample(logits: torch.Tensor, best: torch.Tensor, seqs: list[Sequence]) -> list[int]:
-    """One token per row: logits ``[rows, vocab]``; greedy rows take ``best``, the first largest int64 ``[rows]``."""
-    tokens = best.clone()
-    random_rows = [i for i, seq in enumerate(seqs) if seq.request.sampling.temperature >= GREEDY_BELOW]
-    if random_rows:
-        tokens[random_rows] = _draw(logits[random_rows].float(), [seqs[i] for i in random_rows])
-    return [int(token) for token in tokens.tolist()]
+def pick(logits: torch.Tensor, best: torch.Tensor, are_finite: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """One token per row, int64 ``[rows]``, or UNSOUND: logits ``[rows, vocab]``.
+
+    Greedy rows take ``best``, the first largest. Nothing here waits for the device; ``draws`` lie where the logits do.
+    """
+    if len(draws.rows):
+        drawn = _draw(logits.index_select(0, draws.rows).float(), draws)
+        best = best.index_copy(0, draws.rows.long(), drawn)
+    return best.masked_fill(~are_finite, UNSOUND)
 
 
 def score_tokens(logits: torch.Tensor, tokens: list[int], seqs: list[Sequence]) -> dict[int, TokenScores]:
-    """Row -> scores of its chosen token, for the rows that asked: logits ``[rows, vocab]``, as the model gave them."""
-    asked = [i for i, seq in enumerate(seqs) if seq.request.sampling.top_log_probs is not None]
+    """Row -> scores of its chosen token, for sound rows that asked; logits ``[rows, vocab]`` as the model gave them."""
+    asked = [i for i, seq in enumerate(seqs) if _is_scored(tokens[i], seq)]
     if not asked:
         return {}
     log_probs = logits[asked].float().log_softmax(dim=-1)
@@ -37,30 +41,20 @@ def score_tokens(logits: torch.Tensor, tokens: list[int], seqs: list[Sequence]) 
     }
 
 
-def _draw(logits: torch.Tensor, seqs: list[Sequence]) -> torch.Tensor:
+def _is_scored(token: int, seq: Sequence) -> bool:
+    return token != UNSOUND and seq.request.sampling.top_log_probs is not None
+
+
+def _draw(logits: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Nucleus sampling by inversion: the sorted distribution is cut at top_p and one uniform number picks from it."""
-    params = [seq.request.sampling for seq in seqs]
-    temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=logits.device)
-    top_p = torch.tensor([p.top_p for p in params], dtype=torch.float32, device=logits.device)
     below = logits - logits.amax(dim=-1, keepdim=True)  # so that no temperature makes an infinity of the largest
-    probs, order = torch.softmax(below / temperature[:, None], dim=-1).sort(dim=-1, descending=True, stable=True)
+    scaled = below / draws.temperature[:, None]
+    probs, order = torch.softmax(scaled, dim=-1).sort(dim=-1, descending=True, stable=True)
     before = probs.cumsum(dim=-1) - probs  # mass of the likelier tokens
-    kept = torch.where(before < top_p[:, None], probs, 0.0)
+    kept = probs.masked_fill(~(before < draws.top_p[:, None]), 0.0)
     kept[:, 0] = probs[:, 0]  # always, also where top_p is 0 in float32
     mass = kept.cumsum(dim=-1)
-    point = torch.tensor([[_uniform(seq)] for seq in seqs], dtype=torch.float32, device=logits.device) * mass[:, -1:]
-    rank = torch.searchsorted(mass, point, right=True).clamp(max=logits.shape[-1] - 1)
+    rank = torch.searchsorted(mass, draws.point[:, None] * mass[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
     # rounding may put the point at the very end of the mass: fall back to the last kept token
     rank = torch.minimum(rank, (kept > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
     return order.gather(1, rank).squeeze(1)
-
-
-def _uniform(seq: Sequence) -> float:
-    if seq.generator is None:
-        seq.generator = torch.Generator()
-        seed = seq.request.sampling.seed
-        if seed is None:
-            seq.generator.seed()
-        else:
-            seq.generator.manual_seed(seed)
-    return float(torch.rand((), generator=seq.generator))

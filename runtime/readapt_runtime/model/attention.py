@@ -1,7 +1,7 @@
-"""Attention over the page pool: the protocol, and the backend in plain torch.
+"""Attention over the page pool: the protocols, and the backend in plain torch.
 
-``plan`` sees the batch once per step, ``run`` is called per layer: it rotates the step's queries and keys, writes keys
-and values into their pages and returns what each token attends to.
+Where each batch is planned anew ``plan`` sees it once per step. ``run`` is called per layer: it rotates the step's
+queries and keys, writes keys and values into their pages and returns what each token attends to.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ PlacedRow = tuple[int, Row]
 """A row, and which token of the batch is its first."""
 
 
-class AttentionBackend(Protocol):
-    def plan(self, batch: Batch) -> None:
-        """Prepares page tables and masks; valid until the next plan."""
-        ...
-
+class LayerAttention(Protocol):
     def run(self, layer: int, qkv: torch.Tensor, norm: QkNorm | None) -> torch.Tensor:
         """qkv ``[tokens, (heads + 2 kv heads) * dim]``, overwritten -> ``[tokens, heads * dim]``; causal."""
+        ...
+
+
+class AttentionBackend(LayerAttention, Protocol):
+    def plan(self, batch: Batch) -> None:
+        """Prepares page tables and masks; valid until the next plan."""
         ...
 
 
@@ -89,6 +91,10 @@ def _prompt(first: int, row: Row, device: torch.device) -> _Prompt:
     return _Prompt(rows, end, pages, visible)
 
 
+Angles = tuple[torch.Tensor, torch.Tensor]
+"""cos and sin of each token's position, ``[tokens, 1, head dim]`` each."""
+
+
 class Rotation:
     """Norms and rotates queries and keys in plain torch, where no kernel does."""
 
@@ -96,14 +102,14 @@ class Rotation:
         self._split = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         self._dim, self._eps = config.head_dim, config.rms_norm_eps
         self._rotates = config.rotary_layers
-        self._tables = tables
-        self._cos = self._sin = torch.empty(0)
+        self._cos, self._sin = tables
 
-    def plan(self, batch: Batch) -> None:
-        self._cos, self._sin = (table[batch.positions].unsqueeze(1) for table in self._tables)
+    def angles(self, positions: torch.Tensor) -> Angles:
+        """Positions int ``[tokens]``."""
+        return self._cos.index_select(0, positions).unsqueeze(1), self._sin.index_select(0, positions).unsqueeze(1)
 
     def run(
-        self, layer: int, qkv: torch.Tensor, norm: QkNorm | None
+        self, layer: int, qkv: torch.Tensor, norm: QkNorm | None, angles: Angles
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values ``[tokens, heads, dim]`` as views of qkv, changed in place."""
         q, k, v = torch.split(qkv.view(qkv.shape[0], -1, self._dim), self._split, dim=1)
@@ -111,8 +117,8 @@ class Rotation:
             q.copy_(F.rms_norm(q, norm.q.shape, norm.q, self._eps))
             k.copy_(F.rms_norm(k, norm.k.shape, norm.k, self._eps))
         if self._rotates[layer]:
-            q.copy_(rotate(q, self._cos, self._sin))
-            k.copy_(rotate(k, self._cos, self._sin))
+            q.copy_(rotate(q, *angles))
+            k.copy_(rotate(k, *angles))
         return q, k, v
 
 
@@ -126,12 +132,13 @@ class TorchAttention:
         self._group_size = config.num_heads // config.num_kv_heads
         self._head_dim = config.head_dim
         self._rotation = Rotation(config, tables)
+        self._angles: Angles = (torch.empty(0), torch.empty(0))
         self._prompts = PromptAttention(config, pool)
         self._page_of = self._slot_of = torch.empty(0)
         self._tokens = self._pages = self._visible = torch.empty(0)
 
     def plan(self, batch: Batch) -> None:
-        self._rotation.plan(batch)
+        self._angles = self._rotation.angles(batch.positions)
         self._page_of = page_of_tokens(batch)
         self._slot_of = batch.positions % BLOCK_TOKENS
         decode, prompts = by_kind(batch)
@@ -145,7 +152,7 @@ class TorchAttention:
         self._visible = (context[None, :] <= batch.positions[self._tokens][:, None])[:, None, None, :]
 
     def run(self, layer: int, qkv: torch.Tensor, norm: QkNorm | None) -> torch.Tensor:
-        q, k, v = self._rotation.run(layer, qkv, norm)
+        q, k, v = self._rotation.run(layer, qkv, norm, self._angles)
         keys, values = self._pool.kv(layer)
         keys[self._page_of, self._slot_of] = k
         values[self._page_of, self._slot_of] = v

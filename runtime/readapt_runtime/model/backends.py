@@ -1,4 +1,4 @@
-"""Which implementations compute: C++ kernels on a CPU that can have them, else plain torch."""
+"""Which implementations plan each batch anew: C++ kernels on a CPU that can have them, else plain torch."""
 
 from __future__ import annotations
 
@@ -53,27 +53,13 @@ class Bounds:
 
 
 def choose_backends(config: DecoderConfig, ops: Ops, pool: PagePool, bounds: Bounds) -> Backends:
-    """Attention and LoRA to go with ``ops``, over ``pool``: Triton's on a GPU, compiled ones on a CPU, else torch.
+    """Attention and LoRA to go with ``ops``, over ``pool``: compiled ones on a CPU that can have them, else torch.
 
     Raises UnsupportedModel where a sliding window would matter within the model length.
     """
     config.require_length(bounds.max_model_len)
     like = torch.empty(0, dtype=pool.dtype, device=pool.device)
     tables = rotary_tables(config.rotary, bounds.max_model_len, like)
-    if pool.device.type == "cuda":
-        return triton_backends(config, ops, pool, bounds)
     if isinstance(ops, CpuOps) and pool.order is PageOrder.LAYER_MAJOR:
         return Backends(ops, CpuAttention(config, pool, tables, ops.kernels), CpuLora(config, pool, ops.kernels))
     return Backends(ops, TorchAttention(config, pool, tables), TorchLora(pool))
-
-
-def triton_backends(config: DecoderConfig, ops: Ops, pool: PagePool, bounds: Bounds) -> Backends:
-    """For a GPU, or for a CPU under Triton's interpreter; pages must be the slow index of the pool."""
-    from readapt_runtime.model.triton_attention import TritonAttention
-    from readapt_runtime.model.triton_lora import TritonLora
-
-    like = torch.empty(0, dtype=pool.dtype, device=pool.device)
-    tables = rotary_tables(config.rotary, bounds.max_model_len, like)
-    tokens, running = bounds.max_batch_tokens, bounds.max_running
-    attention = TritonAttention(config, pool, tables, tokens, running, bounds.max_model_len)
-    return Backends(ops, attention, TritonLora(config, pool, tokens, running, bounds.max_rank))

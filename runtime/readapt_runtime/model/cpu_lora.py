@@ -44,6 +44,9 @@ class CpuLora:
         if self._bridge.shape[0] < len(batch.token_ids) or self._bridge.shape[1] < width:
             self._bridge = torch.empty(len(batch.token_ids), width, dtype=torch.float32)
 
+    def begin(self, layer: int, linear: Linear, x: torch.Tensor) -> None:
+        pass
+
     def run(self, layer: int, linear: Linear, x: torch.Tensor, y: torch.Tensor) -> None:
         self._long.run(layer, linear, x, y)
         if not len(self._segments):

@@ -1,8 +1,9 @@
 """The decoder: one forward pass over a ragged batch, whatever mixture of prompts, continuations and adapters.
 
-In: ``Batch``. Out: logits of the rows that sample. Linears are fused (qkv, gate-up); each is followed by the LoRA
-backend, which adds what the adapters contribute to their rows. Where ranks share the model, their parts of o and down
-are summed with the adapters' parts in them.
+In: ``Batch``. Out: logits of the rows that sample, and tokens picked from them. Linears are fused (qkv, gate-up); each
+is followed by the LoRA backend, which adds what the adapters contribute to their rows. Where ranks share the model,
+their parts of o and down are summed with the adapters' parts in them. ``Decoder`` plans each batch anew;
+``static_decoder`` runs the same layers over static buffers.
 """
 
 from __future__ import annotations
@@ -11,42 +12,72 @@ import torch
 import torch.nn.functional as F
 
 from readapt_runtime.engine.core import Batch
+from readapt_runtime.engine.draws import Draws
+from readapt_runtime.engine.sampler import pick
+from readapt_runtime.model.attention import LayerAttention
 from readapt_runtime.model.backends import Backends
 from readapt_runtime.model.config import Linear
 from readapt_runtime.model.exchange import Alone, Exchange
+from readapt_runtime.model.lora import LayerLora
+from readapt_runtime.model.ops import Ops
 from readapt_runtime.model.weights import DecoderWeights, LayerWeights
 
 
+class Layers:
+    """A transformer of one of the families in ``family``, or a rank's share; one device, one dtype, no state."""
+
+    def __init__(self, weights: DecoderWeights, ops: Ops, exchange: Exchange) -> None:
+        self._weights = weights
+        self._ops = ops
+        self._exchange = exchange
+
+    def run(self, token_ids: torch.Tensor, attention: LayerAttention, lora: LayerLora) -> torch.Tensor:
+        """Token ids ``[tokens]`` -> what the head takes, ``[tokens, hidden]``."""
+        hidden = F.embedding(token_ids, self._weights.embedding)  # [tokens, hidden]
+        delta = None
+        for index, layer in enumerate(self._weights.layers):
+            x = self._ops.add_norm(hidden, delta, layer.input_norm)
+            mixed = attention.run(index, _linear(lora, index, layer, Linear.QKV, x), layer.qk_norm)
+            delta = self._exchange.sum(_linear(lora, index, layer, Linear.O, mixed))
+            x = self._ops.add_norm(hidden, delta, layer.post_attention_norm)
+            inner = self._ops.silu_mul(_linear(lora, index, layer, Linear.GATE_UP, x))
+            delta = self._exchange.sum(_linear(lora, index, layer, Linear.DOWN, inner))
+        return self._ops.add_norm(hidden, delta, self._weights.norm)
+
+    def logits(self, last: torch.Tensor) -> torch.Tensor:
+        """``[rows, hidden]`` -> ``[rows, vocab]``."""
+        return self._exchange.join(self._weights.lm_head(last))
+
+    def pick(self, logits: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """See ``sampler.pick``."""
+        return pick(logits, *self._ops.greedy(logits), draws)
+
+
 class Decoder:
-    """A transformer of one of the families in ``family``, or a rank's share; all tensors on one device in one dtype."""
+    """See ``engine.Model``; for backends that plan each batch, and for a rank's share."""
 
     def __init__(self, weights: DecoderWeights, backends: Backends, exchange: Exchange | None = None) -> None:
-        self._weights = weights
-        self._exchange = exchange or Alone()
-        self._ops, self._attention, self._lora = backends.ops, backends.attention, backends.lora
+        self._layers = Layers(weights, backends.ops, exchange or Alone())
+        self._attention, self._lora = backends.attention, backends.lora
+        self._device = weights.embedding.device
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
         """See ``engine.Model``."""
+        batch = batch.on(self._device)
         self._attention.plan(batch)
         self._lora.plan(batch)
-        hidden = F.embedding(batch.token_ids, self._weights.embedding)  # [tokens, hidden]
-        delta = None
-        for index, layer in enumerate(self._weights.layers):
-            x = self._ops.add_norm(hidden, delta, layer.input_norm)
-            mixed = self._attention.run(index, self._linear(index, layer, Linear.QKV, x), layer.qk_norm)
-            delta = self._exchange.sum(self._linear(index, layer, Linear.O, mixed))
-            x = self._ops.add_norm(hidden, delta, layer.post_attention_norm)
-            inner = self._ops.silu_mul(self._linear(index, layer, Linear.GATE_UP, x))
-            delta = self._exchange.sum(self._linear(index, layer, Linear.DOWN, inner))
-        last = self._ops.add_norm(hidden, delta, self._weights.norm)[batch.sampled]  # logits for sampled rows only
-        return self._exchange.join(self._weights.lm_head(last))
+        last = self._layers.run(batch.token_ids, self._attention, self._lora)
+        return self._layers.logits(last[batch.sampled])
 
-    def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    @torch.inference_mode()
+    def pick(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
         """See ``engine.Model``."""
-        return self._ops.greedy(logits)
+        return self._layers.pick(logits, batch.draws.on(self._device))
 
-    def _linear(self, index: int, layer: LayerWeights, linear: Linear, x: torch.Tensor) -> torch.Tensor:
-        y = layer.linears[linear](x)
-        self._lora.run(index, linear, x, y)
-        return y
+
+def _linear(lora: LayerLora, index: int, layer: LayerWeights, linear: Linear, x: torch.Tensor) -> torch.Tensor:
+    lora.begin(index, linear, x)
+    y = layer.linears[linear](x)
+    lora.run(index, linear, x, y)
+    return y

@@ -1,4 +1,4 @@
-"""LoRA on the fused linears of a mixed batch: the protocol, and the backend in plain torch.
+"""LoRA on the fused linears of a mixed batch: the protocols, and the backend in plain torch.
 
 Rows are sorted by adapter, so an adapter works on neighbouring tokens; base rows come first and have no work.
 """
@@ -17,13 +17,19 @@ from readapt_runtime.model.adapter_image import LinearFactors
 from readapt_runtime.model.config import Linear
 
 
-class LoraBackend(Protocol):
-    def plan(self, batch: Batch) -> None:
-        """Prepares the step's work list; valid until the next plan."""
+class LayerLora(Protocol):
+    def begin(self, layer: int, linear: Linear, x: torch.Tensor) -> None:
+        """Before the base's product of x ``[tokens, in]``: starts what may run beside it."""
         ...
 
     def run(self, layer: int, linear: Linear, x: torch.Tensor, y: torch.Tensor) -> None:
         """Adds each adapter's part to its rows: x ``[tokens, in]``, y ``[tokens, out]``, in place."""
+        ...
+
+
+class LoraBackend(LayerLora, Protocol):
+    def plan(self, batch: Batch) -> None:
+        """Prepares the step's work list; valid until the next plan."""
         ...
 
 
@@ -40,6 +46,9 @@ class TorchLora:
     def take(self, segments: Sequence[Segment]) -> None:
         """The work list itself: some segments of a batch."""
         self._segments = segments
+
+    def begin(self, layer: int, linear: Linear, x: torch.Tensor) -> None:
+        pass
 
     def run(self, layer: int, linear: Linear, x: torch.Tensor, y: torch.Tensor) -> None:
         for segment in self._segments:

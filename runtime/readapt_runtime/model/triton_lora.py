@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
@@ -9,55 +10,91 @@ import torch
 from readapt_kernels.lora.launcher import LoraKernels
 from readapt_kernels.lora.records import LinearRows, PlacedAdapter, SliceRows, describe, place
 from readapt_kernels.lora.shapes import Limits, LinearShape, LoraShapes
-from readapt_kernels.lora.work import Segment
-from readapt_runtime.engine.core import Batch, ResidentAdapter
+from readapt_kernels.lora.tiles import TileTable
+from readapt_kernels.lora.work import Tiles, WorkLayout
+from readapt_runtime.engine.core import ResidentAdapter
 from readapt_runtime.engine.pool import PagePool
+from readapt_runtime.model.accelerator import Accelerator
 from readapt_runtime.model.adapter_image import LinearFactors
 from readapt_runtime.model.config import DecoderConfig, FusedLinear, Linear
 
 
-class TritonLora:
-    """See ``LoraBackend``; raises UnsupportedLayout for widths without kernels."""
+class AdapterPlaces:
+    """Where adapters lie, as work lists name them, and the layout of such a list.
 
-    def __init__(self, config: DecoderConfig, pool: PagePool, max_tokens: int, max_running: int, max_rank: int) -> None:
+    Raises UnsupportedLayout for widths without kernels.
+    """
+
+    def __init__(self, config: DecoderConfig, pool: PagePool, max_tokens: int, max_rows: int, max_rank: int) -> None:
         self._linears = config.linears
-        self._index = {linear: index for index, linear in enumerate(self._linears)}
-        self._shapes = LoraShapes(
+        shapes = LoraShapes(
             tuple(LinearShape(f.in_features, tuple(s.size for s in f.slices)) for f in self._linears.values()),
             config.num_layers,
             pool.layout.elements,
         )
         widest = sum(len(f.slices) * f.in_features + f.out_features for f in self._linears.values())
-        limits = Limits(
-            max_segments=max_running,
-            max_pages=-(-max_rank * widest // pool.layout.elements),
-            max_tokens=max_tokens,
-            max_rank=max_rank,
-        )
-        self._kernels = LoraKernels(pool.pages, self._shapes, limits)
+        max_pages = -(-max_rank * widest // pool.layout.elements)
+        self.layout = WorkLayout(shapes, Limits(max_rows, max_pages, max_tokens, max_rank), TileTable())
         self._placed: WeakKeyDictionary[ResidentAdapter, PlacedAdapter] = WeakKeyDictionary()
-        self._has_work = False
 
-    def plan(self, batch: Batch) -> None:
-        segments = [Segment(self._place(s.adapter), s.start, s.stop) for s in batch.segments]
-        self._has_work = bool(segments)
-        if segments:
-            self._kernels.plan(segments, len(batch.token_ids))
-
-    def run(self, layer: int, linear: Linear, x: torch.Tensor, y: torch.Tensor) -> None:
-        if self._has_work:
-            self._kernels.shrink(layer, self._index[linear], x)
-            self._kernels.expand_(layer, self._index[linear], y)
-
-    def _place(self, adapter: ResidentAdapter) -> PlacedAdapter:
+    def of(self, adapter: ResidentAdapter) -> PlacedAdapter:
         found = self._placed.get(adapter)
         if found is None:
             layers = [
                 [_rows(directory.get(linear), fused) for linear, fused in self._linears.items()]
                 for directory in adapter.variant.image.layers
             ]
-            found = self._placed[adapter] = place(describe(layers, self._shapes), adapter.entry.pages, self._shapes)
+            shapes = self.layout.shapes
+            found = self._placed[adapter] = place(describe(layers, shapes), adapter.entry.pages, shapes)
         return found
+
+
+class TritonLora:
+    """Launches over a work list in static memory; ``overlap`` shrinks beside the base's product."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        pool: PagePool,
+        layout: WorkLayout,
+        work: torch.Tensor,
+        accelerator: Accelerator,
+        overlap: bool,
+    ) -> None:
+        self._index = {linear: index for index, linear in enumerate(config.linears)}
+        self._kernels = LoraKernels(pool.pages, layout.shapes, layout.limits, work=work)
+        self._accelerator, self._overlap = accelerator, overlap
+
+    def launches(self, tiles: Tiles | None, prompts: bool) -> LoraLaunches:
+        """Those of a step. With prompts in it nothing overlaps: their products fill the device."""
+        overlap = self._overlap and not prompts
+        return LoraLaunches(self._kernels, self._index, tiles, self._accelerator if overlap else None)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraLaunches:
+    """See ``LayerLora``."""
+
+    kernels: LoraKernels
+    index: dict[Linear, int]
+    tiles: Tiles | None
+    """None: no row has an adapter."""
+    beside: Accelerator | None
+    """None: in order."""
+
+    def begin(self, layer: int, linear: Linear, x: torch.Tensor) -> None:
+        if self.tiles is not None and self.beside is not None:
+            with self.beside.beside():
+                self.kernels.shrink(layer, self.index[linear], x, tiles=self.tiles)
+
+    def run(self, layer: int, linear: Linear, x: torch.Tensor, y: torch.Tensor) -> None:
+        if self.tiles is None:
+            return
+        if self.beside is not None:
+            self.beside.join()
+        else:
+            self.kernels.shrink(layer, self.index[linear], x, tiles=self.tiles)
+        self.kernels.expand_(layer, self.index[linear], y, tiles=self.tiles)
 
 
 def _rows(factors: LinearFactors | None, fused: FusedLinear) -> LinearRows | None:

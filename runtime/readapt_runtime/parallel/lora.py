@@ -35,6 +35,9 @@ class ShardedLora:
         rest = tuple(s for s in batch.segments if not s.adapter.variant.image.fully_sharded)
         self._inner.plan(replace(batch, segments=rest) if self._segments else batch)
 
+    def begin(self, layer: int, linear: Linear, x: torch.Tensor) -> None:
+        self._inner.begin(layer, linear, x)
+
     def run(self, layer: int, linear: Linear, x: torch.Tensor, y: torch.Tensor) -> None:
         self._inner.run(layer, linear, x, y)
         found = [(s, s.adapter.variant.image.layers[layer].get(linear)) for s in self._segments]

@@ -26,8 +26,9 @@ class ParallelModel:
         self._crew.tell(self._writer.write(batch))
         return self._decoder.forward(batch)
 
-    def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._decoder.greedy(logits)
+    def pick(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
+        """See ``engine.Model``; rank 0 alone has all logits."""
+        return self._decoder.pick(batch, logits)
 
     def share(self, modules: Mapping[str, LoraFactors], maker: ImageMaker) -> SharedImage:
         """See ``Crew.share``; what the workers hold goes with the image."""

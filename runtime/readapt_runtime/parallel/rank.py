@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from readapt_runtime.engine.engine import Model
 from readapt_runtime.engine.pool import PageLayout, PagePool
 from readapt_runtime.model.backends import Bounds, choose_backends, choose_ops
 from readapt_runtime.model.decoder import Decoder
+from readapt_runtime.model.decoders import choose_decoder
 from readapt_runtime.model.ops import Ops
 from readapt_runtime.model.shard import Shard
 from readapt_runtime.model.weights import DecoderWeights, load_weights
@@ -45,12 +47,14 @@ class Loaded:
     weights: DecoderWeights
     pool: PagePool
 
-    def decoder(self, group: Group | None) -> Decoder:
-        """``group`` is None for a rank alone."""
+    def decoder(self) -> Model:
+        """Of a rank alone."""
+        return choose_decoder(self.shard.config, self.weights, self.ops, self.pool, self.plan.bounds)
+
+    def part(self, group: Group) -> Decoder:
+        """Of one rank among several. On a GPU by torch: recorded steps hold no exchange (ADR 0011)."""
         backends = choose_backends(self.shard.config, self.ops, self.pool, self.plan.bounds)
-        if group is not None:
-            backends = replace(backends, lora=ShardedLora(backends.lora, self.pool, group))
-        return Decoder(self.weights, backends, group)
+        return Decoder(self.weights, replace(backends, lora=ShardedLora(backends.lora, self.pool, group)), group)
 
 
 def load(plan: Plan, shard: Shard) -> Loaded:

@@ -43,13 +43,13 @@ def start_ranks(
     if world == 1:
         alone = load(plan, shard)
         make = partial(_maker(plan, alone.pool, full_shard_rank).make, shard=shard)
-        return Ranks(alone.decoder(None), alone.pool, make)
+        return Ranks(alone.decoder(), alone.pool, make)
     if plan.device == "cuda" and torch.cuda.device_count() < world:
         raise TooFewDevices(f"{world} ranks need a GPU each, there are {torch.cuda.device_count()}")
     crew = Crew(plan, config, world, patience)
     try:
         loaded = load(plan, shard)
-        model = ParallelModel(loaded.decoder(crew.meet(loaded.pool.num_pages)), crew)
+        model = ParallelModel(loaded.part(crew.meet(loaded.pool.num_pages)), crew)
     except BaseException:
         crew.close()
         raise

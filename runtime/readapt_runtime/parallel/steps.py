@@ -30,6 +30,7 @@ from readapt_runtime.engine.core import (
     Variant,
 )
 from readapt_runtime.engine.core import Sequence as Seq
+from readapt_runtime.engine.draws import Draws
 from readapt_runtime.engine.pool import Entry, PageKind, PagePool, kv_pages
 from readapt_runtime.model.adapter_image import AdapterImage
 from readapt_runtime.model.attention import pages_of
@@ -120,10 +121,11 @@ class StepReader:
             token_ids=self._tensor(ids),
             positions=self._tensor(positions),
             sampled=self._tensor(sampled),
+            draws=Draws.of(()),  # rank 0 alone picks tokens
         )
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._pool.device)
+        return torch.tensor(values, dtype=torch.int64)
 
     def _rows(self, words: list[int]) -> tuple[Row, ...]:
         rows: list[Row] = []

@@ -102,7 +102,7 @@ def _begin(plan: Plan, shard: Shard, meeting: Meeting, steps: Connection) -> tup
 def _compute(loaded: Loaded, group: Group, held: dict[int, AdapterImage], steps: Connection) -> None:
     """Runs steps until rank 0 is gone."""
     reader = StepReader(loaded.pool, held)
-    decoder = loaded.decoder(group)
+    decoder = loaded.part(group)
     while True:
         decoder.forward(reader.read(steps.recv_bytes()))
 

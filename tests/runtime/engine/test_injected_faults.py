@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.thread import EngineThread
 from readapt_testing.tiny_engine import Tiny
 
-BACKENDS = {"_ops": ("add_norm", "silu_mul", "greedy"), "_attention": ("plan", "run"), "_lora": ("plan", "run")}
+BACKENDS = {"_layers._ops": ("add_norm", "silu_mul", "greedy"), "_attention": ("plan", "run"), "_lora": ("plan", "run")}
 
 
 class InjectedFault(RuntimeError):
@@ -31,9 +32,10 @@ class Wire:
     def __init__(self, engine: Engine, fail_at: int | None) -> None:
         self.calls: list[str] = []
         self._fail_at = fail_at
-        for backend, names in BACKENDS.items():
-            target = getattr(engine._model, backend)
-            setattr(engine._model, backend, _Wired(target, names, self._note))
+        for path, names in BACKENDS.items():
+            *owners, backend = path.split(".")
+            owner = reduce(getattr, owners, engine._model)
+            setattr(owner, backend, _Wired(getattr(owner, backend), names, self._note))
 
     def _note(self, name: str) -> None:
         self.calls.append(name)

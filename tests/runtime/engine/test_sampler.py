@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from readapt_runtime.engine.core import Request, SamplingParams, Sequence
-from readapt_runtime.engine.sampler import sample
+from readapt_runtime.engine.draws import Draws
+from readapt_runtime.engine.sampler import UNSOUND, pick
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, 0.0]])
 
@@ -17,7 +18,7 @@ def _sequence(temperature: float, top_p: float = 1.0, seed: int | None = 3) -> S
 
 
 def _sample(logits: torch.Tensor, seqs: list[Sequence]) -> list[int]:
-    return sample(logits, logits.argmax(dim=-1), seqs)
+    return pick(logits, logits.argmax(dim=-1), logits.isfinite().all(dim=-1), Draws.of(seqs)).tolist()
 
 
 def _frequencies(seq: Sequence, draws: int) -> torch.Tensor:
@@ -61,3 +62,11 @@ def test_a_top_p_below_every_probability_keeps_the_first_token(top_p: float) -> 
 def test_large_logits_at_a_small_temperature_are_drawn_from() -> None:
     logits = torch.tensor([[1e35, 3e35, -1e35], [0.0, 1.0, 0.0]])
     assert _sample(logits, [_sequence(1e-4), _sequence(1e-4)]) == [1, 1]
+
+
+def test_rows_that_are_not_finite_have_no_token_and_change_no_other() -> None:
+    logits = LOGITS.repeat(4, 1)
+    logits[1, 2], logits[3, 0] = float("nan"), float("-inf")
+    first, second = _sequence(1.0, seed=7), _sequence(1.0, seed=7)
+    alone = _sample(LOGITS, [first])
+    assert _sample(logits, [second, _sequence(1.0), _sequence(0.0), _sequence(0.0)]) == [*alone, UNSOUND, 0, UNSOUND]

@@ -1,26 +1,96 @@
-"""The whole engine with the Triton backend, in the interpreter: the torch and compiled backends' tokens."""
+"""The whole engine with the Triton kernels, in the interpreter: PEFT's tokens, from replayed steps too.
+
+Steps are recorded on a tape of launches (``launch_tape``): what a replay computes it computes without Python.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
 import pytest
 
+from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageOrder
-from readapt_runtime.model.backends import triton_backends
-from readapt_testing.tiny_engine import Tiny, ask, run_to_idle
+from readapt_runtime.model.ops import TorchOps
+from readapt_runtime.model.static_decoder import StaticDecoder, StepOptions
+from readapt_testing.launch_tape import LaunchTape
+from readapt_testing.tiny_engine import Answer, Tiny, ask, run_to_idle
 
 NAMES = (None, "r4", "r64", "r3")
 
 
+@dataclass
+class Static:
+    """An engine over a static decoder that records on ``tape``."""
+
+    tiny: Tiny
+    tape: LaunchTape
+    engine: Engine
+
+    @classmethod
+    def of(cls, tiny: Tiny, limits: EngineLimits, num_pages: int = 120, **options: bool) -> Static:
+        tape = LaunchTape()
+        ops = TorchOps(tiny.config.rms_norm_eps)
+        decoder = partial(StaticDecoder, accelerator=tape, options=StepOptions(**options))
+        engine = tiny.engine(num_pages, limits, PageOrder.PAGE_MAJOR, max_model_len=64, decoder=decoder, ops=ops)
+        return cls(tiny, tape, engine)
+
+    def answer(self, names: Sequence[str | None], lengths: Sequence[int], counts: Sequence[int]) -> None:
+        """Asks all at once, for ``counts`` tokens each, and compares with PEFT."""
+        salt = self.engine.forward_passes
+        prompts = [[(7 * i + 3 * j + salt) % 250 for j in range(length)] for i, length in enumerate(lengths)]
+        asked = [
+            (name, prompt, count, ask(self.engine, prompt, self.tiny.variant(name) if name else None, count)[1])
+            for name, prompt, count in zip(names, prompts, counts, strict=True)
+        ]
+        run_to_idle(self.engine)
+        for name, prompt, count, answer in asked:
+            self.tiny.oracle.assert_greedy(self.tiny.folder(name), prompt, answer.tokens, count)
+        assert self.tape.uploads == self.engine.forward_passes
+
+
 @pytest.mark.parametrize("max_batch_tokens", [64, 20], ids=["whole prompts", "chunked prompts"])
 def test_a_mixed_batch_is_answered_as_by_peft(tiny: Tiny, max_batch_tokens: int) -> None:
-    limits = EngineLimits(max_batch_tokens, max_running=8)
-    engine = tiny.engine(64, limits, PageOrder.PAGE_MAJOR, max_model_len=64, backends=triton_backends)
-    asked = []
-    for index, name in enumerate(NAMES):
-        prompt = [(7 * index + 3 * i) % 250 for i in range(5 + 12 * index)]
-        asked.append((name, prompt, ask(engine, prompt, tiny.variant(name) if name else None, max_tokens=4)[1]))
+    static = Static.of(tiny, EngineLimits(max_batch_tokens, max_running=8))
+    static.answer(NAMES, (5, 17, 29, 41), [4] * 4)
+
+
+def test_a_step_recorded_with_one_mix_of_adapters_serves_every_other(tiny: Tiny) -> None:
+    static = Static.of(tiny, EngineLimits(max_batch_tokens=32, max_running=4))
+    static.answer(("r4", "r64", None), (5, 3, 4), [2] * 3)  # three rows in a bucket of four
+    static.answer(
+        (None, "r3", "r8", "r4"), (9, 2, 6, 3), [3, 2, 3, 3]
+    )  # one ends before the others, in the same bucket
+    assert (static.tape.recorded, static.tape.replayed) == (1, 3)
+    assert static.tape.forks == 3 * 4  # one for each linear of the recorded step, none where there are prompts
+
+    static.answer((None, None, None), (5, 8, 4), [2] * 3)
+    assert (static.tape.recorded, static.tape.replayed) == (2, 4)
+
+
+def test_preempted_sequences_are_replayed_on_their_new_pages(tiny: Tiny) -> None:
+    static = Static.of(tiny, EngineLimits(max_batch_tokens=32, max_running=4), num_pages=5)
+    static.answer((None, "r3"), (14, 15), [5] * 2)
+
+    assert static.engine.scheduler.preemptions
+
+
+def test_steps_recorded_at_start_draw_what_is_drawn_on_a_cpu(tiny: Tiny) -> None:
+    static = Static.of(tiny, EngineLimits(max_batch_tokens=32, max_running=3), record_at_start=True)
+    ours, theirs = _draw(static.engine, tiny), _draw(tiny.engine(), tiny)
+    assert [answer.tokens for answer in ours] == [answer.tokens for answer in theirs]
+    assert len({tuple(answer.tokens) for answer in ours}) == 3
+    assert static.tape.recorded == 2 * len((1, 2, 3))
+
+
+def _draw(engine: Engine, tiny: Tiny) -> list[Answer]:
+    sampled = ((None, 1.5, 1.0), ("r8", 0.0, 1.0), ("r8", 2.0, 0.9))
+    answers = [
+        ask(engine, [9, 8, 7], tiny.variant(name) if name else None, 3, temperature=heat, top_p=top_p, seed=5)[1]
+        for name, heat, top_p in sampled
+    ]
     run_to_idle(engine)
-    engine.memory.check()
-    for name, prompt, answer in asked:
-        tiny.oracle.assert_greedy(tiny.folder(name), prompt, answer.tokens, 4)
+    return answers

@@ -55,7 +55,7 @@ def test_a_mixed_step_arrives_as_it_was_sent(pool: PagePool) -> None:
     adapter = _adapter(5, 10, 11)
     prompt = _sequence(list(range(40)), (2, 7, 4, 9))
     decoding = _sequence(list(range(90, 108)), (1, 3), adapter)
-    batch = Batch.of([Row(prompt, 16, 20), Row(decoding, 17, 1)], CPU)
+    batch = Batch.of([Row(prompt, 16, 20), Row(decoding, 17, 1)])
     found = StepReader(pool, {5: _image(5)}).read(StepWriter().write(batch))
     assert _told(found) == _told(batch)
     assert [r.seq.kv.pages for r in found.rows if r.seq.kv] == [(2, 7, 4), (1, 3)]  # up to the last token of the step
@@ -67,7 +67,7 @@ def test_pages_are_zeroed_when_their_first_token_comes_and_never_again(pool: Pag
     prompt = _sequence(list(range(40)), (2, 7, 4))
     for start, count, zeroed in [(0, 20, {2, 7}), (20, 12, set()), (32, 8, {4})]:
         pool.pages.fill_(float("nan"))
-        reader.read(writer.write(Batch.of([Row(prompt, start, count)], CPU)))
+        reader.read(writer.write(Batch.of([Row(prompt, start, count)])))
         assert {p for p in range(12) if bool((pool.pages[p] == 0).all())} == zeroed
         assert bool(pool.pages[[p for p in range(12) if p not in zeroed]].isnan().all())
 
@@ -80,7 +80,7 @@ def test_an_adapter_is_placed_with_the_first_step_that_uses_it_and_again_after_i
 
     def step(of: ResidentAdapter) -> Batch:
         sequence = _sequence([1, 2, 3], (1,), of)
-        return reader.read(writer.write(Batch.of([Row(sequence, 0, 3)], CPU)))
+        return reader.read(writer.write(Batch.of([Row(sequence, 0, 3)])))
 
     first = step(adapter).segments[0].adapter
     assert pool.pages[[3, 8]].eq(5).all()
@@ -94,7 +94,7 @@ def test_an_adapter_is_placed_with_the_first_step_that_uses_it_and_again_after_i
     del adapter, moved, shares
     gc.collect()
     assert list(images) == [5]
-    reader.read(writer.write(Batch.of([Row(_sequence([1], (1,)), 0, 1)], CPU)))
+    reader.read(writer.write(Batch.of([Row(_sequence([1], (1,)), 0, 1)])))
     assert images == {}
 
 
@@ -102,4 +102,4 @@ def test_an_adapter_that_the_workers_never_got_is_a_bug(pool: PagePool) -> None:
     image = _image(1)
     stray = ResidentAdapter(Variant("a", f"sha256:{'0' * 64}", image), Entry(PageKind.ADAPTER, (3,)), None)
     with pytest.raises(RuntimeError, match="no shares of a"):
-        StepWriter().write(Batch.of([Row(_sequence([1], (1,), stray), 0, 1)], CPU))
+        StepWriter().write(Batch.of([Row(_sequence([1], (1,), stray), 0, 1)]))

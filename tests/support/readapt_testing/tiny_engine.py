@@ -11,14 +11,15 @@ import torch
 
 from readapt_api.errors import ReadaptError
 from readapt_runtime.engine.core import Event, Request, SamplingParams, Token, Variant
-from readapt_runtime.engine.engine import Engine
+from readapt_runtime.engine.engine import Engine, Model
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageLayout, PageOrder, PagePool
 from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.adapter_image import pack_adapter
-from readapt_runtime.model.backends import Backends, Bounds, choose_backends, choose_ops
+from readapt_runtime.model.backends import Bounds, choose_ops
 from readapt_runtime.model.config import DecoderConfig, read_config
-from readapt_runtime.model.decoder import Decoder
+from readapt_runtime.model.decoders import choose_decoder
+from readapt_runtime.model.ops import Ops
 from readapt_runtime.model.weights import load_weights
 from readapt_testing.tiny_llama import Oracle, write_adapter_folder, write_base
 
@@ -57,18 +58,18 @@ class Tiny:
         order: PageOrder | None = None,
         clock: Callable[[], float] = lambda: 0.0,
         max_model_len: int = 512,
-        backends: Callable[..., Backends] = choose_backends,
+        decoder: Callable[..., Model] = choose_decoder,
         executor: Executor | None = None,
+        ops: Ops | None = None,
     ) -> Engine:
         layout = PageLayout.of(self.config)
         pool = PagePool(layout, num_pages * layout.page_bytes(torch.float32), torch.float32, CPU, order)
         pool.pages.fill_(float("nan"))  # whatever is read before it is written shows
-        ops = choose_ops(self.config, torch.float32, CPU)
+        ops = ops or choose_ops(self.config, torch.float32, CPU)
         weights = load_weights(self.base, self.config, torch.float32, CPU, ops)
         limits = limits or EngineLimits()
         bounds = Bounds(max_model_len, limits.max_batch_tokens, limits.max_running)
-        decoder = Decoder(weights, backends(self.config, ops, pool, bounds))
-        return Engine(decoder, pool, limits, clock, executor)
+        return Engine(decoder(self.config, weights, ops, pool, bounds), pool, limits, clock, executor)
 
 
 class Later(Executor):

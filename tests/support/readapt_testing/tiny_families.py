@@ -139,8 +139,8 @@ class Recorder:
             self.logits.setdefault(row.seq.request.prompt, []).append(values.clone())
         return found
 
-    def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model.greedy(logits)
+    def pick(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
+        return self.model.pick(batch, logits)
 
 
 def answer_and_logits(
