@@ -7,7 +7,16 @@ import gc
 import pytest
 import torch
 
-from readapt_runtime.engine.core import Batch, Request, ResidentAdapter, Row, SamplingParams, Sequence, Variant
+from readapt_runtime.engine.core import (
+    Batch,
+    BlockTable,
+    Request,
+    ResidentAdapter,
+    Row,
+    SamplingParams,
+    Sequence,
+    Variant,
+)
 from readapt_runtime.engine.pool import Entry, PageKind, PageLayout, PagePool
 from readapt_runtime.model.adapter_image import AdapterImage
 from readapt_runtime.parallel.images import SharedImage, Shares
@@ -26,19 +35,20 @@ def pool() -> PagePool:
 
 
 def _image(number: int) -> AdapterImage:
-    return AdapterImage(torch.full((2, 2, LAYOUT.elements), float(number)), ({}, {}), 4)
+    pages = torch.full((2, 2, LAYOUT.elements), float(number))
+    return AdapterImage(({}, {}), 4, len(pages), lambda: pages)
 
 
 def _adapter(number: int, *pages: int) -> ResidentAdapter:
     """Resident on rank 0; its image is number ``number``."""
     mine = _image(-1)
-    image = SharedImage(mine.pages, mine.layers, mine.rank, shares=Shares(number))
+    image = SharedImage(mine.layers, mine.rank, mine.num_pages, mine.read, shares=Shares(number))
     return ResidentAdapter(Variant("a", f"sha256:{'0' * 64}", image), Entry(PageKind.ADAPTER, pages), None)
 
 
 def _sequence(tokens: list[int], pages: tuple[int, ...], adapter: ResidentAdapter | None = None) -> Sequence:
     request = Request(tuple(tokens), SamplingParams(max_tokens=8), emit=lambda event: None)
-    return Sequence(request, tokens, Entry(PageKind.KV, pages), adapter)
+    return Sequence(request, tokens, kv=BlockTable([], list(pages), 0), adapter=adapter)
 
 
 def _told(batch: Batch) -> dict[str, object]:
@@ -58,18 +68,8 @@ def test_a_mixed_step_arrives_as_it_was_sent(pool: PagePool) -> None:
     batch = Batch.of([Row(prompt, 16, 20), Row(decoding, 17, 1)])
     found = StepReader(pool, {5: _image(5)}).read(StepWriter().write(batch))
     assert _told(found) == _told(batch)
-    assert [r.seq.kv.pages for r in found.rows if r.seq.kv] == [(2, 7, 4), (1, 3)]  # up to the last token of the step
+    assert [r.seq.kv.pages for r in found.rows if r.seq.kv] == [[2, 7, 4], [1, 3]]  # up to the last token of the step
     assert found.segments[0].adapter.entry.pages == (10, 11)
-
-
-def test_pages_are_zeroed_when_their_first_token_comes_and_never_again(pool: PagePool) -> None:
-    reader, writer = StepReader(pool, {}), StepWriter()
-    prompt = _sequence(list(range(40)), (2, 7, 4))
-    for start, count, zeroed in [(0, 20, {2, 7}), (20, 12, set()), (32, 8, {4})]:
-        pool.pages.fill_(float("nan"))
-        reader.read(writer.write(Batch.of([Row(prompt, start, count)])))
-        assert {p for p in range(12) if bool((pool.pages[p] == 0).all())} == zeroed
-        assert bool(pool.pages[[p for p in range(12) if p not in zeroed]].isnan().all())
 
 
 def test_an_adapter_is_placed_with_the_first_step_that_uses_it_and_again_after_it_was_evicted(pool: PagePool) -> None:
