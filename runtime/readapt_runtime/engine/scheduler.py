@@ -73,7 +73,7 @@ class Scheduler:
                 self._load(seq.request.variant, ahead)
             if self.can_admit(seq, ahead):
                 self.admit(seq, ahead)
-            elif self._is_blocked(seq):
+            elif self._is_blocked(seq, ahead):
                 seq.blocked_since = seq.blocked_since if seq.blocked_since is not None else now
                 if now - seq.blocked_since > self._limits.patience_s:
                     return
@@ -146,11 +146,14 @@ class Scheduler:
         """Pages that are left at admission for answers that grow: one for each that runs."""
         return len(self.running)
 
-    def _is_blocked(self, seq: Sequence) -> bool:
-        """Whether pages are what is missing, not a running place or an adapter that is on its way."""
-        variant = seq.request.variant
-        is_loading = variant is not None and self._memory.residency.is_loading(variant)
-        return len(self.running) < self.max_running and not is_loading
+    def _is_blocked(self, seq: Sequence, ahead: set[Variant]) -> bool:
+        """Whether pages are what is missing, not a running place or an adapter that is, or may soon be, loaded."""
+        variant, residency = seq.request.variant, self._memory.residency
+        if len(self.running) >= self.max_running:
+            return False
+        if variant is None or residency.is_resident(variant):
+            return True
+        return not residency.is_loading(variant) and not self._memory.can_load(variant, ahead, self._headroom)
 
     def _load(self, variant: Variant, ahead: set[Variant]) -> None:
         """Begins to load an absent adapter, if there is room for it."""

@@ -68,6 +68,26 @@ def test_adapters_of_waiting_requests_are_loaded_before_it_is_their_turn(tiny: T
     _assert_empty(engine)
 
 
+def test_who_waits_for_the_loader_holds_nobody_back_however_long_it_takes(tiny: Tiny) -> None:
+    now = [0.0]
+    limits = EngineLimits(max_loading=1, patience_s=1.0)
+    engine = tiny.engine(executor=(later := Later()), limits=limits, clock=lambda: now[0])
+    for name in ("r3", "r4", "r8"):
+        ask(engine, [1], tiny.variant(name), max_tokens=2)
+    for _ in range(3):
+        engine.step()
+        now[0] += 10.0
+    assert len(later.waiting) == 1
+    _, base = ask(engine, [60, 61], max_tokens=4)
+    assert engine.step()
+    assert base.events
+    while engine.has_work:
+        if later.waiting:
+            later.run_one()
+        engine.step()
+    _assert_empty(engine)
+
+
 def test_a_load_that_fails_ends_its_requests_alone_and_a_later_one_may_succeed(tiny: Tiny) -> None:
     there = [False]
     good = tiny.variant("r8")
