@@ -6,6 +6,7 @@ In: requests. Out: events on each request's ``emit``. It knows no threads and no
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -38,6 +39,8 @@ from readapt_runtime.engine.pace import Pace
 from readapt_runtime.engine.pool import PagePool
 from readapt_runtime.engine.sampler import UNSOUND, score_tokens
 from readapt_runtime.engine.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
 
 
 class Model(Protocol):
@@ -87,6 +90,8 @@ class Engine:
     def _admit(self) -> None:
         self._refuse_late()
         for variant, error in self.memory.settle_loads(self._wanted):
+            log.error("adapter not loaded", extra={"adapter": variant.name, "detail": str(error)})
+            self.scheduler.fail_load(variant)
             for seq in [seq for seq in self.scheduler.waiting if seq.request.variant is variant]:
                 self._fail(seq, error)
         self.scheduler.admit_waiting()

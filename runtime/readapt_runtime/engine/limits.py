@@ -17,7 +17,7 @@ class EngineLimits:
     """Prompt tokens of a step in which others decode: what a prompt may add to the time between their tokens."""
     look_ahead: int = 32
     """Waiting sequences that are looked at per step: for admission past a blocked one, and to load adapters early."""
-    max_loading: int = 4
+    max_loading: int = 2
     """Adapters that are loaded at once."""
     patience_s: float = 2.0
     """How long others may pass a sequence whose turn it is and whose pages are missing."""

@@ -52,6 +52,10 @@ class Scheduler:
         else:
             self._preloaded.discard(variant)
 
+    def fail_load(self, variant: Variant) -> None:
+        """The variant cannot be read: nobody tries again unasked."""
+        self._preloaded.discard(variant)
+
     def load_preloaded(self) -> None:
         """Into free pages only: nothing has to go for what nobody waits for."""
         for variant in self._preloaded:
@@ -84,9 +88,9 @@ class Scheduler:
 
     def admit(self, seq: Sequence, ahead: set[Variant]) -> None:
         """Takes the pages; only after ``can_admit``."""
-        self.waiting.remove(seq)
         if not seq.preemptions:
             self.waiting.charge_prompt(seq)
+        self.waiting.remove(seq)
         self._memory.start(seq, ahead)
         seq.blocked_since = None
         self.running.append(seq)

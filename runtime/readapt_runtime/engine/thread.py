@@ -102,11 +102,13 @@ class EngineThread:
         except Exception as error:
             log.critical("engine thread died", exc_info=error)
             first = self._record(error)
-            self._close()
-            for seq in [*self._engine.scheduler.waiting, *self._engine.scheduler.running]:
-                seq.request.emit(Failure(EngineDead("the engine has stopped")))
-            if first:
-                self._on_death()
+            try:
+                self._close()
+            finally:  # a broken engine may break again on what was queued: all are told nevertheless
+                for seq in [*self._engine.scheduler.waiting, *self._engine.scheduler.running]:
+                    seq.request.emit(Failure(EngineDead("the engine has stopped")))
+                if first:
+                    self._on_death()
 
     def _record(self, error: Exception) -> bool:
         """Whether it is the first error, which is the one that counts."""

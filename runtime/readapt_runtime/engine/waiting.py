@@ -28,6 +28,7 @@ class WaitingQueue:
         self._served: dict[str, float] = {}
         self._floor = 0.0
         self._length = 0
+        self._prune_at = _PRUNE_FROM
 
     def add(self, seq: Sequence) -> None:
         """Joins at the end of its line."""
@@ -48,7 +49,7 @@ class WaitingQueue:
         if not self._lines[line]:
             del self._lines[line]
             self._floor = max(self._floor, self._served[line[1]]) if not self._lines else self._floor
-        if len(self._served) > _PRUNE_FROM:
+        if len(self._served) > self._prune_at:
             self._prune()
 
     def charge_prompt(self, seq: Sequence) -> None:
@@ -98,10 +99,15 @@ class WaitingQueue:
             self._served[account] = max(self._served.get(account, 0.0), min(active, default=self._floor))
 
     def _prune(self) -> None:
-        """Forgets accounts that would be lifted anyway."""
+        """Forgets accounts that would be lifted anyway, and of the others all but those that were given most."""
         active = {line[1] for line in self._lines}
         lowest = min((self._served[account] for account in active), default=self._floor)
-        self._served = {a: s for a, s in self._served.items() if a in active or s > lowest}
+        away = [
+            (served, account) for account, served in self._served.items() if account not in active and served > lowest
+        ]
+        kept = {account for _, account in heapq.nlargest(_PRUNE_FROM, away)} | active
+        self._served = {account: served for account, served in self._served.items() if account in kept}
+        self._prune_at = 2 * max(_PRUNE_FROM, len(kept))
 
 
 def _line_of(seq: Sequence) -> _Line:

@@ -12,7 +12,7 @@ from pathlib import Path
 from readapt_api.contract import Digest
 from readapt_api.errors import Transient
 from readapt_runtime.server.host_images import HostImages
-from readapt_runtime.server.registration import Packing, Registered, WrongArtifact, folder_digest
+from readapt_runtime.server.registration import Packing, Registered, WrongArtifact, folder_digest, reading
 from readapt_runtime.store import MissingArtifact
 
 
@@ -41,6 +41,10 @@ class AdapterRoot:
         return registered
 
     def _read(self, name: str) -> tuple[Digest, Registered]:
+        with reading(name):
+            return self._read_folder(name)
+
+    def _read_folder(self, name: str) -> tuple[Digest, Registered]:
         root = self.folder.resolve()
         folder = (root / name).resolve()
         if not folder.is_relative_to(root) or folder == root or not folder.is_dir():

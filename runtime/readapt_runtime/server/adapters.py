@@ -177,7 +177,7 @@ class AdapterTable:
         generation.variant = Variant(generation.name, generation.digest, registered.image)
         generation.probe = registered.probe
         generation.state = AdapterState.REGISTERED
-        generation.message = ""
+        generation.message, generation.attempts = "", 0
         if generation.preload:
             self._preload(generation.variant, True)
         log.info("adapter registered", extra={"adapter": generation.label, "rank": registered.image.rank})
@@ -202,6 +202,9 @@ class AdapterTable:
             raise RuntimeError(f"{generation.label} is registered without weights")
         try:
             verdict = await self._verifier.verify(generation.variant, generation.probe)
+        except Transient as error:
+            self._rest(generation, error)
+            return
         except ReadaptError as error:
             self._settle(generation, AdapterState.FAILED, type(error).__name__, str(error))
             return

@@ -10,8 +10,12 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
+from readapt_api.bounds import PRIORITY
 from readapt_runtime.engine.core import Event, Failure, Request, SamplingParams, Scores, Token, Variant
 from readapt_runtime.engine.thread import EngineThread
+
+_BEFORE_ALL = int(PRIORITY.most) + 1
+"""Verification is short, and what it lets in has waited for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +77,24 @@ class EngineClient:
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         emit = _on_loop(events)
         greedy = SamplingParams(max_tokens=1)
-        for index, (prompt, wanted) in enumerate(prompts):
-            self._engine.submit(Request(prompt, greedy, emit(index), variant, score_ids=wanted))
+        requests = [
+            Request(prompt, greedy, emit(index), variant, score_ids=wanted, priority=_BEFORE_ALL)
+            for index, (prompt, wanted) in enumerate(prompts)
+        ]
+        for request in requests:
+            self._engine.submit(request)
         scores: dict[int, tuple[float, ...]] = {}
-        while len(scores) < len(prompts):
-            index, event = await events.get()
-            if isinstance(event, Failure):
-                raise event.error
-            if isinstance(event, Scores):
-                scores[index] = event.log_probs
+        try:
+            while len(scores) < len(prompts):
+                index, event = await events.get()
+                if isinstance(event, Failure):
+                    raise event.error
+                if isinstance(event, Scores):
+                    scores[index] = event.log_probs
+        finally:
+            for index, request in enumerate(requests):
+                if index not in scores:
+                    self._engine.cancel(request)
         return [scores[index] for index in range(len(prompts))]
 
     def forget(self, variant: Variant) -> None:

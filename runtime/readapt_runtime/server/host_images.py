@@ -46,6 +46,8 @@ class HostImages:
     def put(self, digest: Digest, pages: torch.Tensor) -> torch.Tensor:
         """Keeps the pages and lets go of others, as far as the bound asks for it."""
         pages = pages.pin_memory() if self._pinned else pages
+        if pages.nbytes > self._max_bytes:
+            return pages  # it would push out all others and not stay either
         with self._lock:
             self._drop(digest)
             self._pages[digest] = pages

@@ -5,7 +5,8 @@ In: (name, digest) of a wanted variant. Out: the packed image and the probe. Nex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,13 +16,17 @@ from pydantic import ValidationError
 from readapt_api.artifacts import ADAPTER_WEIGHTS, PROBE, ArtifactKind, Manifest, Probe
 from readapt_api.contract import Digest
 from readapt_api.digest import hash_file, list_source, variant_digest
-from readapt_api.errors import Terminal
+from readapt_api.errors import Terminal, Transient
 from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.adapter_image import AdapterImage, LoraFactors
 from readapt_runtime.model.config import DecoderConfig
 from readapt_runtime.store import MissingArtifact, Store
 
 _MAX_PROBE_BYTES = 1 << 20
+
+
+class Unreadable(Transient):
+    """A file of the adapter cannot be read now."""
 
 
 class WrongArtifact(Terminal):
@@ -68,16 +73,17 @@ class StoreSource:
     packing: Packing
 
     def load(self, digest: Digest) -> Registered:
-        # the weights are hashed by their reader, through the descriptor that they are read from
-        artifact = self.store.open(digest, verify=True, unread={ADAPTER_WEIGHTS})
-        manifest = artifact.manifest
-        if manifest.kind is not ArtifactKind.VARIANT:
-            raise WrongArtifact(f"the artifact is a {manifest.kind}, not a Variant")
-        if manifest.base != self.base:
-            raise WrongArtifact(f"the variant belongs to the base {manifest.base}, this pod serves {self.base}")
-        image = self.packing.pack(artifact.path, manifest)
-        has_probe = any(entry.name == PROBE for entry in manifest.attachments)
-        return Registered(image, _read_probe(artifact.path / PROBE) if has_probe else None)
+        with reading(digest):
+            # the weights are hashed by their reader, through the descriptor that they are read from
+            artifact = self.store.open(digest, verify=True, unread={ADAPTER_WEIGHTS})
+            manifest = artifact.manifest
+            if manifest.kind is not ArtifactKind.VARIANT:
+                raise WrongArtifact(f"the artifact is a {manifest.kind}, not a Variant")
+            if manifest.base != self.base:
+                raise WrongArtifact(f"the variant belongs to the base {manifest.base}, this pod serves {self.base}")
+            image = self.packing.pack(artifact.path, manifest)
+            has_probe = any(entry.name == PROBE for entry in manifest.attachments)
+            return Registered(image, _read_probe(artifact.path / PROBE) if has_probe else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +98,20 @@ class FolderSource:
         folder = self.folders.get(digest)
         if folder is None:
             raise MissingArtifact(f"{digest}: this server was started without a store")
-        image = self.packing.pack(folder, None)
-        if folder_digest(self.base, folder) != digest:
-            raise WrongArtifact(f"{folder} has changed since the server was started")
+        with reading(str(folder)):
+            image = self.packing.pack(folder, None)
+            if folder_digest(self.base, folder) != digest:
+                raise WrongArtifact(f"{folder} has changed since the server was started")
         return Registered(image, None)
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """What the disk refuses is Unreadable: it concerns one adapter, and may pass."""
+    try:
+        yield
+    except OSError as error:
+        raise Unreadable(f"{what}: {error.strerror or error}") from error
 
 
 def folder_digest(base: Digest, folder: Path) -> Digest:

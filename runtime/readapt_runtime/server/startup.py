@@ -120,8 +120,8 @@ def build(options: Options) -> Machinery:
         with _stage("load weights"):
             ranks = start_ranks(plan, config, options.tensor_parallel, options.full_shard_rank)
             unless_built.callback(ranks.close)
-        loader = ThreadPoolExecutor(1, thread_name_prefix="adapters")
         engine_limits = EngineLimits(limits.max_batch_tokens, limits.max_in_flight)
+        loader = ThreadPoolExecutor(engine_limits.max_loading, thread_name_prefix="adapters")
         engine = Engine(ranks.model, ranks.pool, engine_limits, executor=loader)
         packing = Packing(config, limits.max_rank, ranks.make_image)
         images = HostImages(limits.host_bytes, pinned=device.type == "cuda")

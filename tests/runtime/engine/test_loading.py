@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
 
+import pytest
 import torch
 
 from readapt_api.errors import Terminal
@@ -211,6 +212,25 @@ def test_a_preloaded_adapter_is_there_before_anyone_asks_and_goes_last(tiny: Tin
     assert engine.memory.residency.is_resident(variant), "and comes back when there is room"
     engine.forget(variant)
     engine.step()
+    _assert_empty(engine)
+
+
+def test_a_preloaded_adapter_that_cannot_be_read_is_told_once_and_not_tried_again(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    reads = []
+
+    def read() -> torch.Tensor:
+        reads.append(1)
+        raise Gone("r8 was not found")
+
+    engine = tiny.engine()
+    engine.preload(_reading(tiny.variant("r8"), read))
+    for _ in range(5):
+        ask(engine, [1], max_tokens=1)
+        run_to_idle(engine)
+    assert len(reads) == 1
+    assert [record.message for record in caplog.records] == ["adapter not loaded"]
     _assert_empty(engine)
 
 

@@ -161,12 +161,14 @@ def test_an_account_that_was_away_saves_nothing_up() -> None:
 
 def test_many_accounts_that_left_are_forgotten() -> None:
     queue = WaitingQueue()
-    for number in range(3000):
+    for number in range(10000):
         seq = Sequence(Request((0,), SamplingParams(1), lambda _: None, account=str(number)), [0])
         queue.add(seq)
-        queue.charge_prompt(seq)
+        queue.charge_prompt(seq)  # in the order of Scheduler.admit, and then the answer
         queue.remove(seq)
-    assert len(queue._served) < 1100
+        for _ in range(50):
+            queue.charge_answer(seq)
+    assert len(queue._served) < 2100
 
 
 def test_a_blocked_sequence_is_passed_by_others_only_for_a_while(tiny: Tiny) -> None:

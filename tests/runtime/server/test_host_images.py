@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from readapt_api.errors import Terminal
+from readapt_api.errors import Terminal, Transient
 from readapt_runtime.model.adapter_image import AdapterImage
 from readapt_runtime.server.host_images import HostedSource, HostImages
-from readapt_runtime.server.registration import Registered
+from readapt_runtime.server.registration import FolderSource, Registered
 
-PAGE_BYTES = 2 * 1 * 8 * 4
+IMAGE_BYTES = 2 * 1 * 8 * 4
 
 
 class Changed(Terminal):
@@ -33,7 +35,7 @@ class Disk:
 
 
 def test_what_is_used_stays_and_what_was_pushed_out_is_read_again() -> None:
-    disk, images = Disk(), HostImages(2 * PAGE_BYTES, pinned=False)
+    disk, images = Disk(), HostImages(2 * IMAGE_BYTES, pinned=False)
     source = HostedSource(disk, images)
     registered = {digest: source.load(digest) for digest in ("1", "2")}
     assert bool((registered["1"].image.read() == 1).all())
@@ -44,23 +46,37 @@ def test_what_is_used_stays_and_what_was_pushed_out_is_read_again() -> None:
     assert disk.reads == ["1", "2", "3"]
     assert bool((registered["2"].image.read() == 2).all())
     assert disk.reads == ["1", "2", "3", "2"]
-    assert images.held_bytes == 2 * PAGE_BYTES
+    assert images.held_bytes == 2 * IMAGE_BYTES
 
 
 def test_memory_is_bounded_however_many_are_registered() -> None:
-    images = HostImages(5 * PAGE_BYTES, pinned=False)
+    images = HostImages(5 * IMAGE_BYTES, pinned=False)
     source = HostedSource(Disk(), images)
     kept = [source.load(str(number)) for number in range(200)]
-    assert images.held_bytes <= 5 * PAGE_BYTES
+    assert images.held_bytes <= 5 * IMAGE_BYTES
     assert all(float(item.image.read()[0, 0, 0]) == number for number, item in enumerate(kept))
-    assert images.held_bytes <= 5 * PAGE_BYTES
+    assert images.held_bytes <= 5 * IMAGE_BYTES
 
 
 def test_an_image_larger_than_the_bound_is_served_and_not_kept() -> None:
-    disk = Disk()
-    registered = HostedSource(disk, images := HostImages(1, pinned=False)).load("4")
+    images = HostImages(IMAGE_BYTES - 1, pinned=False)
+    kept = torch.zeros(1)
+    images.put("small", kept)
+    registered = HostedSource(Disk(), images).load("4")
     assert bool((registered.image.read() == 4).all())
-    assert images.held_bytes == 0
+    assert images.held_bytes == kept.nbytes, "and pushes nothing out"
+
+
+@pytest.mark.parametrize("fails", [PermissionError(13, "denied"), OSError(116, "stale file handle")], ids=str)
+def test_a_file_that_cannot_be_read_concerns_its_adapter_alone(fails: OSError, tmp_path: Path) -> None:
+    class Refusing:
+        def pack(self, folder: Path, manifest: object) -> AdapterImage:
+            raise fails
+
+    digest = f"sha256:{1:064x}"
+    source = FolderSource(digest, {digest: tmp_path}, Refusing())  # type: ignore[arg-type]
+    with pytest.raises(Transient, match=fails.strerror):
+        source.load(digest)
 
 
 def test_a_file_that_changed_meanwhile_is_an_error_and_not_an_answer() -> None:
