@@ -27,10 +27,10 @@ check: venv  ## format, lint, types, import rules
 	.venv/bin/lint-imports
 
 unit: venv  ## tests that need nothing but Python
-	.venv/bin/pytest -q -n auto --dist loadfile -m "not control_plane" tests
+	.venv/bin/pytest -q -n auto --dist loadfile -m "not control_plane and not fault" tests
 
 control-plane: venv  ## tests against a real etcd, kube-apiserver and kube-controller-manager; bad input with real Jobs
-	.venv/bin/pytest -q -n auto --dist loadfile -m "control_plane and not fault" tests
+	.venv/bin/pytest -q -m "control_plane and not fault" tests
 
 node: machine  ## the local node: up, pods, DNS, services, killed in the middle, down without a trace (root)
 	.venv/bin/pytest -v e2e/test_cluster_node.py
@@ -44,7 +44,7 @@ machine: venv
 
 test: machine check unit control-plane node e2e  ## everything above (root)
 
-fault: venv  ## whole upgrades with real Jobs and pods, the operator killed at its writes, on a real API server
+fault: venv  ## whole upgrades, the operator killed at its writes, on a real API server; servers and ranks killed at work
 	.venv/bin/pytest -v -m fault tests
 
 crds: venv  ## CRDs from the models, into crds/ and the chart

@@ -60,6 +60,7 @@ def _server(tiny: Tiny) -> Iterator[tuple[subprocess.Popen[str], dict[str, str],
         yield process, addresses, _ranks_of(process)
 
 
+@pytest.mark.fault
 def test_an_idle_server_ends_with_its_worker(tiny: Tiny) -> None:
     with _server(tiny) as (process, _, ranks):
         assert len(ranks) == 1
@@ -79,12 +80,14 @@ def test_a_busy_server_ends_with_its_worker_and_tells_the_client(tiny: Tiny) -> 
         assert process.wait(WAIT_S) == EXIT_BUG
 
 
+@pytest.mark.fault
 def test_workers_end_with_a_server_that_is_killed(tiny: Tiny) -> None:
     with _server(tiny) as (process, _, ranks):
         process.kill()
         assert until(lambda: _gone(ranks), WAIT_S, every_s=0.05)
 
 
+@pytest.mark.fault
 def test_a_signal_to_the_whole_group_lets_the_server_finish_its_answers(tiny: Tiny) -> None:
     with _server(tiny) as (process, addresses, ranks), httpx.Client(base_url=addresses["serving"], timeout=60) as http:
         with http.stream("POST", "/v1/completions", json={**BODY, "stream": True}) as answer:
@@ -111,6 +114,7 @@ def test_a_worker_that_hangs_ends_the_step_in_time(tiny: Tiny) -> None:
     assert not process.is_alive()
 
 
+@pytest.mark.fault
 def test_a_worker_that_takes_no_step_is_given_up(tiny: Tiny) -> None:
     limits, patience = EngineLimits(max_batch_tokens=64, max_running=4), replace(PATIENCE, step_s=2.0, end_s=0.5)
     with tiny_ranks(tiny.base, 2, limits, patience=patience) as several:
@@ -130,6 +134,7 @@ def test_what_a_worker_cannot_load_is_said_with_its_rank(tiny: Tiny, tmp_path: P
         crew.meet(num_pages=1)
 
 
+@pytest.mark.fault
 def test_a_worker_that_is_killed_at_start_is_an_error_and_no_wait(tiny: Tiny) -> None:
     with Crew(_plan(tiny.base), tiny.config, 2, PATIENCE) as crew:
         crew._workers[0].process.kill()
@@ -137,6 +142,7 @@ def test_a_worker_that_is_killed_at_start_is_an_error_and_no_wait(tiny: Tiny) ->
             crew.meet(num_pages=1)
 
 
+@pytest.mark.fault
 def test_ranks_with_different_numbers_of_pages_do_not_serve(tiny: Tiny) -> None:
     with Crew(_plan(tiny.base), tiny.config, 2, PATIENCE) as crew:
         with pytest.raises(WorkerDied, match=r"rank 1 has \d+ pages, rank 0 has 7"):
@@ -145,6 +151,7 @@ def test_ranks_with_different_numbers_of_pages_do_not_serve(tiny: Tiny) -> None:
     assert not process.is_alive()
 
 
+@pytest.mark.fault
 def test_a_worker_that_does_not_get_ready_is_given_up(tiny: Tiny) -> None:
     with (
         Crew(_plan(tiny.base), tiny.config, 2, Patience(start_s=0.0)) as crew,
