@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from readapt_cluster.waiting import until
+from readapt_testing.raw_http import connect, read_all
 from readapt_testing.serving import Running
 
 MAX_BODY = 64 << 10
-
-
-def _connect(server: Running) -> socket.socket:
-    address = urlsplit(server.serving)
-    assert address.hostname is not None
-    assert address.port is not None
-    return socket.create_connection((address.hostname, address.port), timeout=20)
-
-
-def _read_all(connection: socket.socket) -> bytes:
-    """Until the server closes."""
-    received = b""
-    try:
-        while chunk := connection.recv(65536):
-            received += chunk
-    except ConnectionResetError:
-        pass
-    return received
 
 
 def _still_serves(http: httpx.Client) -> bool:
@@ -47,7 +28,7 @@ def test_a_declared_body_over_the_cap_is_refused(http: httpx.Client) -> None:
 
 
 def test_a_chunked_body_is_counted_as_it_comes(http: httpx.Client, server: Running) -> None:
-    with _connect(server) as connection:
+    with connect(server) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         chunk = b"4000\r\n" + b" " * 0x4000 + b"\r\n"
         for _ in range(5):
@@ -57,9 +38,9 @@ def test_a_chunked_body_is_counted_as_it_comes(http: httpx.Client, server: Runni
 
 
 def test_headers_over_the_cap_are_refused(http: httpx.Client, server: Running) -> None:
-    with _connect(server) as connection:
+    with connect(server) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-large: " + b"a" * (80 << 10))
-        assert _read_all(connection).split(b"\r\n")[0].split()[1] == b"400"
+        assert read_all(connection).split(b"\r\n")[0].split()[1] == b"400"
     assert _still_serves(http)
 
 
@@ -71,7 +52,7 @@ def test_headers_over_the_cap_are_refused(http: httpx.Client, server: Running) -
 def test_a_request_that_does_not_arrive_in_time_loses_its_connection(server: Running, start: bytes) -> None:
     """Bytes keep dripping, so that no idle timer sees it; the limit is two seconds for the whole request."""
     began = time.monotonic()
-    with _connect(server) as connection:
+    with connect(server) as connection:
         connection.sendall(start)
         connection.settimeout(0.2)
         closed = False
@@ -99,7 +80,7 @@ def test_a_client_that_goes_away_frees_its_place(http: httpx.Client, server: Run
     body = {"model": "r8", "prompt": "x", "max_tokens": 200, "temperature": 1, "seed": 5, "n": 4, "stream": stream}
     content = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n".encode()
-    with _connect(server) as connection:
+    with connect(server) as connection:
         connection.sendall(head + content)
         assert until(lambda: _in_flight(server) == 4, 20.0, 0.02)
     assert until(lambda: _in_flight(server) == 0, 3.0, 0.02)

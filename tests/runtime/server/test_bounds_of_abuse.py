@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import socket
 import threading
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.startup import Options
+from readapt_testing.raw_http import connect, read_all
 from readapt_testing.serving import Running, serving
 from readapt_testing.tiny_engine import Tiny
 
@@ -20,17 +19,10 @@ LIMITS = Limits(max_model_len=256, pool_bytes=16 << 20, linger_s=0.2)
 
 
 def _send(server: Running, content: bytes) -> bytes:
-    """What comes back until the server closes, or an answer to each request has come."""
-    address = urlsplit(server.serving)
-    with socket.create_connection((str(address.hostname), address.port or 0), timeout=20) as connection:
+    """What comes back until the server closes."""
+    with connect(server) as connection:
         connection.sendall(content)
-        received = b""
-        try:
-            while chunk := connection.recv(65536):
-                received += chunk
-        except ConnectionResetError:
-            pass
-        return received
+        return read_all(connection)
 
 
 def test_ten_thousand_headers_are_refused(server: Running, http: httpx.Client) -> None:
