@@ -22,7 +22,14 @@ import torch
 from readapt_api.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest
 from readapt_runtime.model.family import read_dimensions, read_document
 from readapt_runtime.peft_config import PeftLoraConfig, parse_config
-from readapt_runtime.safe_tensors import ADAPTER_LIMITS, BadWeights, TensorFile, read_json_object, save_readable
+from readapt_runtime.safe_tensors import (
+    ADAPTER_LIMITS,
+    BadWeights,
+    TensorFile,
+    hash_tensors,
+    read_json_object,
+    save_readable,
+)
 
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -59,6 +66,13 @@ class LoraAdapter:
     def rank(self) -> int:
         """The largest rank of a module."""
         return max((module.rank for module in self.modules.values()), default=0)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 that adapters of equal modules, scales and factors share."""
+        scales = {name: torch.tensor([module.scale], dtype=torch.float64) for name, module in self.modules.items()}
+        factors = {f"{name}.{side}": getattr(m, side) for name, m in self.modules.items() for side in "ab"}
+        return hash_tensors({**scales, **factors})
 
 
 def base_shapes(folder: Path) -> dict[str, Shape]:

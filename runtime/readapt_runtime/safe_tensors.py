@@ -31,6 +31,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from readapt_api.digest import FileEntry
@@ -41,6 +42,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*(\.[A-Za-z0-9_\-]+)*")
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
+_OS_ERROR = re.compile(r"\(os error (?P<number>\d+)\)")
+"""In the library's text."""
 _FINITE_BLOCK = 1 << 22
 _READ_BLOCK = 1 << 21
 """Elements."""
@@ -97,7 +100,7 @@ class TensorFile:
         except FileNotFoundError:
             raise BadWeights(f"{path}: no such file") from None
         try:
-            self.infos = _read_header(self._descriptor, path.name, limits)
+            self.infos, self.metadata = _read_header(self._descriptor, path.name, limits)
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -243,9 +246,28 @@ class Checkpoint:
 
 
 def save_readable(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes ``tensors``; the library's files are for their owner alone, but serving pods run as another user."""
-    save_file(dict(tensors), path, metadata={"format": "pt"})
+    """Writes ``tensors``; the library's files are for their owner alone, but serving pods run as another user.
+
+    Raises OSError, where the library has one error for a full disk and for a bug of the caller.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        found = _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        number = int(found["number"])
+        raise OSError(number, os.strerror(number), str(path)) from error
     path.chmod(0o644)
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and values, whatever the order and the strides."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def require_finite(tensor: torch.Tensor, what: str) -> None:
@@ -306,8 +328,11 @@ def _shards(folder: Path) -> Mapping[str, set[str] | None]:
     return dict(shards)
 
 
-def _read_header(descriptor: int, name: str, limits: Limits) -> Mapping[str, TensorInfo]:
-    """Header and data sizes add up, no key twice, offsets without holes or overlaps, known names and dtypes."""
+def _read_header(descriptor: int, name: str, limits: Limits) -> tuple[Mapping[str, TensorInfo], Mapping[str, object]]:
+    """Header and data sizes add up, no key twice, offsets without holes or overlaps, known names and dtypes.
+
+    Returns the tensors and what the file says about itself, unchecked.
+    """
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise BadWeights(f"{name}: no regular file")
@@ -317,7 +342,7 @@ def _read_header(descriptor: int, name: str, limits: Limits) -> Mapping[str, Ten
     if not 2 <= length <= min(limits.header_bytes, status.st_size - 8):
         raise BadWeights(f"{name}: a header of {length} bytes; allowed are {limits.header_bytes}")
     header = _parse_object(_read_exactly(descriptor, length, 8, name), name)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     if len(header) > limits.tensors:
         raise BadWeights(f"{name}: {len(header)} tensors, allowed are {limits.tensors}")
     infos = sorted((_info(name, key, value, 8 + length, limits) for key, value in header.items()), key=_extent)
@@ -328,7 +353,7 @@ def _read_header(descriptor: int, name: str, limits: Limits) -> Mapping[str, Ten
         position = info.end
     if position != status.st_size:
         raise BadWeights(f"{name}: {status.st_size} bytes, but the header describes {position} (truncated?)")
-    return {info.name: info for info in infos}
+    return {info.name: info for info in infos}, metadata if isinstance(metadata, dict) else {}
 
 
 def _extent(info: TensorInfo) -> tuple[int, int]:

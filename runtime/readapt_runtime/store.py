@@ -2,7 +2,8 @@
 
 In: a folder of files that a Job made. Out: ``artifacts/<hex>/`` that every reader sees whole or not at all. Next:
 Jobs open what they need by digest, serving pods (another uid) read variants and bases. Layout and manifests are
-those of ``readapt_api.artifacts``. Nothing here imports torch: a Job looks up old results before it loads anything.
+those of ``readapt_api.artifacts``. ``results/`` has what finished Jobs found, ``progress/`` what unfinished ones need
+to go on. Nothing here imports torch: a Job looks up old results before it loads anything.
 
     StoreFull        Transient   no space or quota left
     StoreUnavailable Transient   the volume answers with an I/O error
@@ -104,12 +105,19 @@ class Store:
 
     @contextmanager
     def stage(self) -> Iterator[Path]:
-        """An empty folder in ``tmp/`` on the store's own volume; ``publish`` moves it, else it is removed."""
+        """An empty folder in ``tmp/`` on the store's own volume; ``publish`` moves it, else it is removed.
+
+        Raises StoreFull when what is written into it finds no space.
+        """
         with _store_errors(self.root):
             parent = _make_folder(self.root / "tmp")
             folder = Path(tempfile.mkdtemp(dir=parent))
         try:
             yield folder
+        except OSError as error:
+            if error.errno in _FULL:
+                raise _full(self.root, error) from error
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -152,7 +160,7 @@ class Store:
 
     def write_result(self, input_hash: Digest, result: Contract) -> None:
         """``results/<hex>.json``, replaced as a whole: of two equal Jobs the later one's record stays."""
-        self._write(f"{hex_of(input_hash)}.json", canonical_json(result.to_wire()))
+        self._write("results", f"{hex_of(input_hash)}.json", canonical_json(result.to_wire()))
 
     def read_result(self, input_hash: Digest, model: type[_Model]) -> _Model | None:
         """The recorded result, or None when there is none or when an older contract wrote it."""
@@ -164,8 +172,22 @@ class Store:
     def write_evidence(self, input_hash: Digest, document: object) -> Digest:
         """``results/<hex>.evidence.json``; returns the digest of its bytes."""
         content = canonical_json(document)
-        self._write(f"{hex_of(input_hash)}.evidence.json", content)
+        self._write("results", f"{hex_of(input_hash)}.evidence.json", content)
         return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+    def write_progress(self, input_hash: Digest, name: str, content: bytes) -> None:
+        """``progress/<hex>.<name>``, replaced as a whole: a reader sees the earlier content or this one."""
+        self._write("progress", f"{hex_of(input_hash)}.{name}", content)
+
+    def progress(self, input_hash: Digest, name: str) -> Path:
+        """Where ``write_progress`` puts it."""
+        return self.root / "progress" / f"{hex_of(input_hash)}.{name}"
+
+    def drop_progress(self, input_hash: Digest) -> None:
+        """Removes all progress of one piece of work: its result is there."""
+        with _store_errors(self.root):
+            for path in (self.root / "progress").glob(f"{hex_of(input_hash)}.*"):
+                path.unlink(missing_ok=True)
 
     def _folder(self, digest: Digest) -> Path:
         return self.root / "artifacts" / hex_of(digest)
@@ -231,9 +253,9 @@ class Store:
                 target.rename(away / "broken")
                 shutil.rmtree(away, ignore_errors=True)
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, folder: str, name: str, content: bytes) -> None:
         with _store_errors(self.root):
-            results = _make_folder(self.root / "results")
+            target = _make_folder(self.root / folder)
             handle, temporary = tempfile.mkstemp(dir=_make_folder(self.root / "tmp"))
             try:
                 with os.fdopen(handle, "wb") as stream:
@@ -241,11 +263,11 @@ class Store:
                     os.fchmod(stream.fileno(), 0o644)
                     stream.flush()
                     os.fsync(stream.fileno())
-                os.replace(temporary, results / name)
-            except OSError:
+                os.replace(temporary, target / name)
+            except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
-            _sync(results)
+            _sync(target)
 
 
 def _digest_for(kind: ArtifactKind, base: Digest | None, files: Sequence[FileEntry]) -> Digest:
@@ -306,7 +328,11 @@ def _store_errors(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise StoreFull(f"the store {root} is full: {error.strerror}; free space or enlarge the volume") from error
+            raise _full(root, error) from error
         if error.errno in _DENIED:
             raise StoreDenied(f"the store {root} refuses access: {error}") from error
         raise StoreUnavailable(f"the store {root} does not answer: {error}") from error
+
+
+def _full(root: Path, error: OSError) -> StoreFull:
+    return StoreFull(f"the store {root} is full: {error.strerror}; free space or enlarge the volume")

@@ -76,7 +76,8 @@ def adapt(
     """Carry a LoRA adapter from one version of its base to another, and prove that it is as good as before.
 
     Prints one JSON object; `passed` says whether a variant passed the gate, its adapter is then in --out. When none
-    passed, --out holds evidence.json alone.
+    passed, --out holds evidence.json alone. A run that was interrupted goes on where it was when it is started again
+    with the same arguments; what it needs for that is in --out, hidden.
 
     Example:
 

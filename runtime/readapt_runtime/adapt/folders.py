@@ -1,12 +1,14 @@
 """``readapt adapt`` on directories: what the Job does with artifacts, without a store that outlives it.
 
 In: model folders, a PEFT folder and JSON Lines. Out: a folder with the adapter that passed and ``evidence.json``.
+While the work goes on there is a store in the hidden ``.progress`` of that folder: a run that was interrupted goes on
+where it was when it is started again with the same arguments.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from readapt_runtime.adapt import ladder
 from readapt_runtime.adapt.base import fix_threads, load_base
 from readapt_runtime.adapt.data import Splits, read_examples, split
 from readapt_runtime.adapt.evidence import circumstances
-from readapt_runtime.adapt.repair import Item, Move, Repaired, repair, seed_of
+from readapt_runtime.adapt.repair import Item, Move, Repaired, repair
 from readapt_runtime.difference import CheckpointPair
 from readapt_runtime.drift import measure, read_drift
 from readapt_runtime.examples import BadData
@@ -29,6 +31,7 @@ from readapt_runtime.progress import ConsoleLog
 from readapt_runtime.store import Store
 
 EVIDENCE = "evidence.json"
+_PROGRESS = ".progress"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +53,18 @@ def adapt_folders(folders: Folders, adaptation: AdaptationSettings, gate: GateSe
     make_out(folders.out)
     adapter, splits = _read_adapter(folders), _read_splits(folders, adaptation)
     fix_threads()
-    with ConsoleLog() as log, tempfile.TemporaryDirectory(prefix="readapt-") as scratch:
+    progress = folders.out / _PROGRESS
+    with ConsoleLog() as log:
         old, new = (load_base(folder, digest_path(folder)) for folder in (folders.old_base, folders.new_base))
         log.progress(0.0, "measuring the drift of the base")
-        drift = Path(scratch) / "drift"
+        drift = progress / "drift"
         measure(folders.old_base, folders.new_base, drift, log)
         move = Move(old, new, read_drift(drift))
         request = _request(folders, move, digest_path(drift), adaptation, gate)
         item = _item(request, adapter, splits)
-        repaired = repair(move, item, Store(Path(scratch) / "store"), log)
+        repaired = repair(move, item, Store(progress), log)
     _write(folders, request, repaired, {"seed": item.seed, **circumstances(move.new)})
+    shutil.rmtree(progress)
     return _result(folders, repaired, time.monotonic() - begin)
 
 
@@ -105,7 +110,7 @@ def _item(request: AdaptRequest, adapter: LoraAdapter, splits: Splits) -> Item:
         data=wanted.data,
         adaptation=wanted.adaptation,
         gate=wanted.gate,
-        seed=seed_of(request.item_hash(wanted)),
+        input_hash=request.item_hash(wanted),
     )
 
 

@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 
+from pydantic import TypeAdapter
+
 from readapt_api.jobs import AdaptationSettings
 from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.comparison import AnswerStream, Pair
 from readapt_runtime.adapt.data import Splits
 from readapt_runtime.adapt.factors import SideFactors, attached, side_factors
+from readapt_runtime.adapt.journal import Journal
 from readapt_runtime.adapt.retention import Retention, Yardstick, floor, holds, retention, text_losses
 from readapt_runtime.adapt.search import (
     COPY,
@@ -37,6 +40,8 @@ SEARCH_SEQUENCES = 12
 """Of the retention text, for a trial of the search."""
 _FOLDED = 2
 """How many of the best points are folded and scored again."""
+_MEASURED = TypeAdapter(Measured)
+_EVALUATION = TypeAdapter(Evaluation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +76,10 @@ class Relora:
     """Whether Copy itself, untuned, may be the candidate: not when the gate has already refused it."""
     log: Log
     timed: Callable[[str], AbstractContextManager[None]]
-    _retentions: dict[int, Retention | None] = field(default_factory=dict)
-    """Of the evaluated checkpoints, by step."""
+    journal: Journal
     _part_floor: float | None = None
     """The floor on the part of the text that the search sees; set by its first trial, Copy."""
     _search_rows: list[Encoded] = field(default_factory=list)
-    _best_score: float = 0.0
 
     def run(self) -> Found:
         """Searches, folds, and tunes if it must. Raises Diverged."""
@@ -85,11 +88,11 @@ class Relora:
             trials, start = self._search()
         adapter = fold(self.adapter, self.drift, start.point)
         with self.timed("evaluation"):
-            first = self._evaluate(0, adapter)
+            first = self._evaluate(0, adapter, ())
             if not first.feasible and start.point != COPY:
                 # The part of the text that the search saw was kinder than the whole: Copy always keeps the floor.
-                start, adapter = self._measured(COPY, self.adapter), self.adapter
-                first = self._evaluate(0, adapter)
+                start, adapter = self._measured("folded", COPY, self._side(self.adapter)), self.adapter
+                first = self._evaluate(0, adapter, (first,))
         evidence: dict[str, object] = {
             "trials": [_trial(t) for t in trials],
             "start": {**_trial(start), "keptEnergy": kept_energy(self.adapter, self.drift, start.point)},
@@ -97,14 +100,14 @@ class Relora:
         }
         if first.ready and (start.point != COPY or self.copy_may_win):
             return Found(
-                adapter, self._retentions[0], start.point, 0, {**evidence, "tuned": False, "curve": [asdict(first)]}
+                adapter, first.retention, start.point, 0, {**evidence, "tuned": False, "curve": [asdict(first)]}
             )
         with self.timed("tuning"):
             lessons = Lessons(encode(self.base, self.splits.train), self.replay())
-            tuned = tune(self.base, adapter, first, lessons, self._tuning(), self._evaluate)
+            tuned = tune(self.base, adapter, first, lessons, self._tuning(), self._evaluate, self.journal)
         curve = [asdict(e) for e in tuned.curve]
         evidence |= {"tuned": True, "curve": curve, "trainLosses": list(tuned.train_losses), "best": tuned.best.step}
-        return Found(tuned.adapter, self._retentions[tuned.best.step], start.point, tuned.best.step, evidence)
+        return Found(tuned.adapter, tuned.best.retention, start.point, tuned.best.step, evidence)
 
     def _search(self) -> tuple[list[Measured], Measured]:
         shares = iter(0.2 + 0.2 * n / self.settings.trials for n in range(self.settings.trials))
@@ -113,18 +116,23 @@ class Relora:
         def evaluate(point: Point) -> Measured:
             self.log.progress(next(shares), "searching for a starting point")
             side.move_to(point)
-            measured = self._measure(point, side.factors)
-            self.log.info("trial", alpha=point.alpha, beta=point.beta, loss=measured.loss, retention=measured.retention)
-            return measured
+            return self._measured("trial", point, side.factors)
 
         trials = search(evaluate, self.settings.trials, self.seed)
         folded = [
-            self._measured(point, fold(self.adapter, self.drift, point)) for point in best_points(trials, _FOLDED)
+            self._measured("folded", point, self._side(fold(self.adapter, self.drift, point)))
+            for point in best_points(trials, _FOLDED)
         ]
         return trials, choose_start(trials[0], folded)
 
-    def _measured(self, point: Point, adapter: LoraAdapter) -> Measured:
-        return self._measure(point, side_factors(adapter, self.base.dtype))
+    def _measured(self, what: str, point: Point, factors: Mapping[str, SideFactors]) -> Measured:
+        """Measured now or by an earlier run."""
+        measured = self.journal.once(f"{what} {point}", _MEASURED, lambda: self._measure(point, factors))
+        self._part_floor = measured.floor
+        return measured
+
+    def _side(self, adapter: LoraAdapter) -> Mapping[str, SideFactors]:
+        return side_factors(adapter, self.base.dtype)
 
     def _measure(self, point: Point, factors: Mapping[str, SideFactors]) -> Measured:
         """On the search examples and on the first sequences of the retention text."""
@@ -136,24 +144,30 @@ class Relora:
             kept = retention(part, text_losses(self.base, part.tokens)) if constrained else None
         if point == COPY and self._part_floor is None:
             self._part_floor = self._floor(kept)
-        return Measured(point, tuple(losses.tolist()), None if kept is None else kept.value, self._part_floor)
+        value = None if kept is None else kept.value
+        measured = Measured(point, tuple(losses.tolist()), value, self._part_floor)
+        self.log.info("trial", alpha=point.alpha, beta=point.beta, loss=measured.loss, retention=value)
+        return measured
 
-    def _evaluate(self, step: int, adapter: LoraAdapter) -> Evaluation:
+    def _evaluate(self, step: int, adapter: LoraAdapter, before: Sequence[Evaluation]) -> Evaluation:
         """A checkpoint on the stopping examples and, when it may be kept, on the whole retention text."""
         self.log.progress(0.4 + 0.4 * step / self.settings.max_steps, "tuning")
+        name = f"evaluation at step {step} of {adapter.fingerprint}"
+        return self.journal.once(name, _EVALUATION, lambda: self._evaluated(step, adapter, before))
+
+    def _evaluated(self, step: int, adapter: LoraAdapter, before: Sequence[Evaluation]) -> Evaluation:
         examples = self.splits.stopping
         right = AnswerStream(Pair(self.base, adapter), examples, self.splits.choices).first(len(examples))
         score = sum(right) / len(right)
-        kept, measured = None, self.of_copy is not None and score >= min(self._best_score, self.reference_score)
+        best = max((evaluation.score for evaluation in before), default=0.0)
+        kept, measured = None, self.of_copy is not None and score >= min(best, self.reference_score)
         if measured:
-            with attached(self.base.model, side_factors(adapter, self.base.dtype)):
+            with attached(self.base.model, self._side(adapter)):
                 kept = retention(self.yardstick, text_losses(self.base, self.yardstick.tokens))
-        self._retentions[step] = kept
-        self._best_score = max(self._best_score, score)
         feasible = self.of_copy is None or (measured and holds(kept, self._floor(self.of_copy)))
         value = None if kept is None else kept.value
         self.log.info("checkpoint", step=step, score=score, reference=self.reference_score, retention=value)
-        return Evaluation(step, score, value, feasible, ready=feasible and score >= self.reference_score)
+        return Evaluation(step, score, kept, feasible, ready=feasible and score >= self.reference_score)
 
     def _floor(self, of_copy: Retention | None) -> float | None:
         return floor(float(self.settings.min_retention), of_copy)

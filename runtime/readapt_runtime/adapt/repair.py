@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from pydantic import TypeAdapter
+
 from readapt_api.artifacts import Origin
 from readapt_api.contract import Digest
 from readapt_api.digest import hex_of
@@ -19,7 +21,9 @@ from readapt_runtime.adapt import gate, ladder
 from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.comparison import AnswerCache, AnswerStream, Comparison, Pair, compare
 from readapt_runtime.adapt.data import Splits
+from readapt_runtime.adapt.evidence import circumstances
 from readapt_runtime.adapt.factors import attached, side_factors
+from readapt_runtime.adapt.journal import Journal
 from readapt_runtime.adapt.relora import Found, Relora
 from readapt_runtime.adapt.retention import (
     Retention,
@@ -57,7 +61,13 @@ class Item:
     data: Digest
     adaptation: AdaptationSettings
     gate: GateSettings
-    seed: int
+    input_hash: Digest
+    """Names the work, wherever it is done and whatever it is grouped with."""
+
+    @property
+    def seed(self) -> int:
+        """Equal work is done with equal dice."""
+        return int(hex_of(self.input_hash)[:6], 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +83,16 @@ class Repaired:
     evidence: dict[str, object]
 
 
-def seed_of(input_hash: Digest) -> int:
-    """Equal work is done with equal dice, whatever it is grouped with."""
-    return int(hex_of(input_hash)[:6], 16)
+_RETENTION: TypeAdapter[Retention | None] = TypeAdapter(Retention | None)
 
 
 def repair(move: Move, item: Item, store: Store, log: Log) -> Repaired:
-    """Tries rung after rung. Raises BadData, Misfit, Diverged."""
-    return _Climb(move, item, store, log).run()
+    """Tries rung after rung, from where an earlier run of the same work was. Raises BadData, Misfit, Diverged.
+
+    Whoever keeps the result then drops the progress of ``item.input_hash``.
+    """
+    journal = Journal(store, item.input_hash, circumstances(move.new), log)
+    return _Climb(move, item, store, journal, log).run()
 
 
 @dataclass(slots=True)
@@ -88,6 +100,7 @@ class _Climb:
     move: Move
     item: Item
     store: Store
+    journal: Journal
     log: Log
     rungs: list[RungResult] = field(default_factory=list)
     parameters: dict[str, object] = field(default_factory=dict)
@@ -95,14 +108,14 @@ class _Climb:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> Repaired:
-        begin = time.monotonic()
+        begin = time.monotonic() - self.journal.earlier_seconds
         policy = self.item.adaptation.policy
         adapter = self.item.adapter
         if Origin.RELORA in ladder.RUNGS[policy]:
             self.item.splits.require_tuning()
         with self._timed("yardstick"):
             yardstick = cached_yardstick(self.store, self.move.old, self.move.new)
-            of_copy = self._retention(yardstick, adapter)
+            of_copy = self.journal.once("retention of Copy", _RETENTION, lambda: self._retention(yardstick, adapter))
         while (origin := ladder.next_rung(policy, self.rungs)) is not None:
             rung_begin = time.monotonic()
             kept = of_copy
@@ -144,6 +157,7 @@ class _Climb:
             copy_may_win=not self.rungs,
             log=self.log,
             timed=self._timed,
+            journal=self.journal,
         )
         found = relora.run()
         self.details["relora"] = found.evidence
@@ -159,9 +173,10 @@ class _Climb:
             samples=min(item.gate.max_samples, len(examples)),
             rungs=len(ladder.RUNGS[item.adaptation.policy]),
         )
+        asked = AnswerCache.of(self.store, f"sha256:{adapter.fingerprint}", self.move.new, item.data, "gate")
         return compare(
             AnswerStream(Pair(self.move.old, item.adapter), examples, item.splits.choices, self._cache("gate")),
-            AnswerStream(Pair(self.move.new, adapter), examples, item.splits.choices),
+            AnswerStream(Pair(self.move.new, adapter), examples, item.splits.choices, asked),
             rule,
             lambda seen: self.log.progress(begin + 0.2 * seen, f"comparing {origin} with the old pair"),
         )
@@ -219,7 +234,7 @@ class _Climb:
                 "measurable": yardstick.measurable,
                 "seed": yardstick.seed,
             },
-            "seconds": self.seconds,
+            "seconds": self.seconds | {"earlier runs": self.journal.earlier_seconds},
             "rungs": [rung.to_wire() for rung in self.rungs],
             **self.details,
         }

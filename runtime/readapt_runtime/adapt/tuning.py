@@ -8,25 +8,29 @@ to answer with labels to everything (measured on a 135M model: retention fell fr
 
 Tuning stops when two evaluations in a row are as good as the old pair, or when it no longer gets better; the best
 checkpoint that keeps the retention floor is the result. Seeded throughout: on one machine with one number of threads
-equal inputs give equal bytes.
+equal inputs give equal bytes. Batches, replay text and learning rate follow from the seed and the step, so that a run
+that goes on from a journal ends with the same bytes too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
 
-from readapt_runtime.adapt.anchor import Anchor
+from readapt_api.digest import digest_of, hex_of
 from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.errors import Diverged
-from readapt_runtime.adapt.factors import SideFactors, attached
-from readapt_runtime.adapt.retention import text_loss
+from readapt_runtime.adapt.factors import attached
+from readapt_runtime.adapt.journal import Journal
+from readapt_runtime.adapt.retention import Retention, text_loss
 from readapt_runtime.adapt.tokens import Encoded, answer_losses
+from readapt_runtime.adapt.training import Pace, Saved, Training
 from readapt_runtime.lora_format import LoraAdapter, LoraModule
 
 _CHUNK_BATCHES = 8
@@ -58,6 +62,11 @@ class Tuning:
     def anchor_weight(self, step: int) -> float:
         return self.strong if step < self.strong_share * self.max_steps else self.weak
 
+    @property
+    def pace(self) -> Pace:
+        warmup = math.ceil(self.warmup_share * self.max_steps)
+        return Pace(self.learning_rate, warmup, self.max_steps, self.clip)
+
     def evaluates(self, step: int) -> bool:
         """Whether the weights after ``step`` steps are evaluated."""
         every = max(1, math.ceil(self.max_steps / self.evaluations))
@@ -80,7 +89,7 @@ class Evaluation:
     step: int
     score: float
     """Accuracy."""
-    retention: float | None
+    retention: Retention | None
     """None where it was not measured: the checkpoint is no candidate, or there is no yardstick."""
     feasible: bool
     """It may be kept: retention is at or above its floor, or there is none."""
@@ -93,6 +102,9 @@ class Evaluation:
         return self.feasible, self.score
 
 
+_CURVE = TypeAdapter(list[Evaluation])
+
+
 @dataclass(frozen=True, slots=True)
 class Tuned:
     """The best checkpoint and how tuning went."""
@@ -103,59 +115,117 @@ class Tuned:
     train_losses: tuple[float, ...]
 
 
+@dataclass(slots=True)
+class _Course:
+    """A tuning between two steps: all that the next one, in this run or in a later one, depends on."""
+
+    name: str
+    """Of this start, these lessons and settings."""
+    settings: Tuning
+    training: Training
+    curve: list[Evaluation]
+    losses: list[float]
+    kept: LoraAdapter
+    """As it was at the best evaluation."""
+
+    @property
+    def best(self) -> Evaluation:
+        return max(self.curve, key=lambda seen: seen.order)
+
+    @property
+    def finished(self) -> bool:
+        ready_twice = len(self.curve) > 2 and self.curve[-1].ready and self.curve[-2].ready
+        patience_lost = len(self.curve) - 1 - self.curve.index(self.best) >= self.settings.patience
+        return ready_twice or patience_lost or len(self.losses) >= self.settings.max_steps
+
+    def see(self, evaluation: Evaluation, adapter: LoraAdapter) -> None:
+        self.curve.append(evaluation)
+        if self.best is evaluation:
+            self.kept = adapter
+
+    def state(self) -> tuple[object, dict[str, Tensor]]:
+        """What goes into the journal. The kept adapter is left out where it is the start or the present one."""
+        tensors = self.training.tensors()
+        if self.best.step not in (0, len(self.losses)):
+            tensors |= {f"kept.{name}.a": module.a for name, module in self.kept.modules.items()}
+            tensors |= {f"kept.{name}.b": module.b for name, module in self.kept.modules.items()}
+        tensors["losses"] = torch.tensor(self.losses)
+        return _CURVE.dump_python(self.curve), tensors
+
+
+Evaluate = Callable[[int, LoraAdapter, Sequence[Evaluation]], Evaluation]
+"""Evaluates the adapter after so many steps, knowing the evaluations before it."""
+
+
 def tune(
     base: LoadedBase,
     start: LoraAdapter,
     first: Evaluation,
     lessons: Lessons,
     settings: Tuning,
-    evaluate: Callable[[int, LoraAdapter], Evaluation],
+    evaluate: Evaluate,
+    journal: Journal | None = None,
 ) -> Tuned:
     """Tunes ``start`` on ``lessons``; ``first`` is its evaluation at step 0, ``evaluate`` makes the later ones.
 
-    Raises Diverged when the training loss is not finite.
+    With ``journal`` it goes on where an earlier run was, and leaves what a later one needs. Raises Diverged when the
+    training loss is not finite.
     """
-    factors = trainable(start, settings.seed)
-    best, kept = first, start
-    curve, losses = [first], []
-    for step, loss in enumerate(_steps(base, factors, lessons, settings), 1):
-        losses.append(loss)
+    course = _open(journal, start, first, lessons, settings)
+    losses = _steps(base, course.training, lessons, settings, done=len(course.losses))
+    while not course.finished:
+        course.losses.append(next(losses))
+        step = len(course.losses)
         if settings.evaluates(step):
-            adapter = _snapshot(start, factors)
-            curve.append(evaluate(step, adapter))
-            if curve[-1].order > best.order:
-                best, kept = curve[-1], adapter
-            if _finished(curve, best, settings):
-                break
-    return Tuned(kept, best, tuple(curve), tuple(losses))
+            adapter = course.training.adapter()
+            course.see(evaluate(step, adapter, course.curve), adapter)
+        if journal is not None and (settings.evaluates(step) or journal.due()):
+            journal.save(course.name, *course.state())
+    return Tuned(course.kept, course.best, tuple(course.curve), tuple(course.losses))
 
 
-def _finished(curve: Sequence[Evaluation], best: Evaluation, settings: Tuning) -> bool:
-    ready_twice = len(curve) > 2 and curve[-1].ready and curve[-2].ready
-    return ready_twice or len(curve) - 1 - curve.index(best) >= settings.patience
-
-
-def _steps(base: LoadedBase, factors: dict[str, SideFactors], lessons: Lessons, settings: Tuning) -> Iterator[float]:
-    """The answer loss of one optimiser step after the other."""
-    anchor = Anchor(factors)
-    parameters = [p for side in factors.values() for p in (side.a, side.b)]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
-    warmup = math.ceil(settings.warmup_share * settings.max_steps)
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, settings.max_steps)
+def _steps(base: LoadedBase, training: Training, lessons: Lessons, settings: Tuning, done: int) -> Iterator[float]:
+    """The answer loss of one optimiser step after the other, ``done`` of which were taken before."""
     order = _shuffled_batches([len(r.ids) for r in lessons.examples], settings)
-    for step in range(settings.max_steps):
-        with attached(base.model, factors):
-            answer = answer_losses(base, [lessons.examples[i] for i in next(order)]).mean()
+    for step, batch in islice(enumerate(order), done, settings.max_steps):
+        with attached(base.model, training.factors):
+            answer = answer_losses(base, [lessons.examples[i] for i in batch]).mean()
             replayed = settings.replay * _replay(base, lessons.replay, settings, step)
-        loss: Tensor = answer + replayed + settings.anchor_weight(step) * anchor(factors)
+        loss: Tensor = answer + replayed + settings.anchor_weight(step) * training.anchor()
         if not bool(torch.isfinite(loss)):
             raise Diverged(f"the training loss at step {step + 1} is {loss.item()}; try a smaller learningRate")
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-        optimizer.step()
-        schedule.step()
+        training.step(loss)
         yield float(answer.detach())
+
+
+def _open(
+    journal: Journal | None, start: LoraAdapter, first: Evaluation, lessons: Lessons, settings: Tuning
+) -> _Course:
+    """Where an earlier run was, or the beginning."""
+    work = {"settings": asdict(settings), "examples": [asdict(e) for e in lessons.examples], "replay": lessons.replay}
+    name = f"tuning-{hex_of(digest_of({**work, 'start': start.fingerprint}))[:16]}"
+
+    def restore(document: object, tensors: Mapping[str, Tensor]) -> _Course:
+        losses = tensors["losses"].tolist()
+        training = Training(start, settings.pace, settings.seed, Saved(len(losses), tensors))
+        course = _Course(name, settings, training, _CURVE.validate_python(document), losses, start)
+        if course.best.step == len(losses):
+            course.kept = training.adapter()
+        elif course.best.step > 0:
+            course.kept = _kept(start, tensors)
+        return course
+
+    found = None if journal is None else journal.load(name, restore)
+    return found or _Course(name, settings, Training(start, settings.pace, settings.seed), [first], [], start)
+
+
+def _kept(start: LoraAdapter, tensors: Mapping[str, Tensor]) -> LoraAdapter:
+    return LoraAdapter(
+        {
+            name: LoraModule(name, tensors[f"kept.{name}.a"].clone(), tensors[f"kept.{name}.b"].clone(), module.scale)
+            for name, module in start.modules.items()
+        }
+    )
 
 
 def _replay(base: LoadedBase, text: Sequence[Sequence[int]], settings: Tuning, step: int) -> Tensor:
@@ -176,30 +246,3 @@ def _shuffled_batches(lengths: Sequence[int], settings: Tuning) -> Iterator[list
             chunk = sorted(order[begin : begin + size * _CHUNK_BATCHES], key=lambda i: (lengths[i], i))
             starts = torch.randperm(math.ceil(len(chunk) / size), generator=generator).tolist()
             yield from (chunk[i * size : (i + 1) * size] for i in starts)
-
-
-def trainable(adapter: LoraAdapter, seed: int) -> dict[str, SideFactors]:
-    """The adapter's factors as fp32 leaves with gradients.
-
-    A direction whose product is zero on both sides would never learn: its row of A starts at random (PEFT's uniform
-    distribution, within ±1/√in), its column of B at zero, so that the function does not change.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    factors = {}
-    for name, module in adapter.modules.items():
-        a, b = module.a.detach().float().clone(), module.b.detach().float().clone()
-        dead = (a.norm(dim=1) == 0) & (b.norm(dim=0) == 0)
-        bound = 1 / math.sqrt(a.shape[1])
-        a[dead] = torch.empty(int(dead.sum()), a.shape[1]).uniform_(-bound, bound, generator=generator)
-        factors[name] = SideFactors(a.requires_grad_(), b.requires_grad_(), torch.full((module.rank,), module.scale))
-    return factors
-
-
-def _snapshot(start: LoraAdapter, factors: dict[str, SideFactors]) -> LoraAdapter:
-    """The factors as they are now, in fp32."""
-    return LoraAdapter(
-        {
-            name: LoraModule(name, side.a.detach().clone(), side.b.detach().clone(), start.modules[name].scale)
-            for name, side in factors.items()
-        }
-    )

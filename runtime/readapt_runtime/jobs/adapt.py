@@ -2,7 +2,8 @@
 
 In: digests of both bases, their drift, and per item the reference variant and its data. Out: per item an ``Outcome``
 under the item's own hash, evidence beside it, and the variant that passed, with its probe. An exhausted ladder is a
-result, not an error. The bases are loaded once; an item whose result is there already is not computed again.
+result, not an error. The bases are loaded once; an item whose result is there already is not computed again, one that
+was interrupted goes on where its journal ends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from readapt_runtime.adapt import ladder
 from readapt_runtime.adapt.base import fix_threads, load_base
 from readapt_runtime.adapt.data import read_splits
 from readapt_runtime.adapt.evidence import circumstances
-from readapt_runtime.adapt.repair import Item, Move, Repaired, repair, seed_of
+from readapt_runtime.adapt.repair import Item, Move, Repaired, repair
 from readapt_runtime.adapt.share import Share
 from readapt_runtime.drift import read_drift
 from readapt_runtime.jobs.recorded import recorded_outcome
@@ -91,6 +92,7 @@ class _Work:
             evidence=self._keep_evidence(request, item, repaired),
         )
         self.store.write_result(outcome.input_hash, outcome)
+        self.store.drop_progress(outcome.input_hash)
         log.info("adapted", adapter=request.name, passed=outcome.passed, reason=outcome.reason, seconds=seconds)
         return outcome
 
@@ -106,7 +108,7 @@ class _Work:
             data=request.data,
             adaptation=request.adaptation,
             gate=request.gate,
-            seed=seed_of(self.request.item_hash(request)),
+            input_hash=self.request.item_hash(request),
         )
 
     def _publish(self, request: AdaptItem, item: Item, repaired: Repaired) -> str | None:

@@ -89,6 +89,8 @@ def answer(request: Request, store: Store, log: Log) -> Summary:
     found = recorded(request, store)
     if found is not None:
         log.info("already done", kind=request.kind.value)
+        for outcome in found.outcomes:
+            store.drop_progress(outcome.input_hash)
         return found
     log.info("started", kind=request.kind.value)
     match request:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from readapt_api.jobs import (
     Outcome,
 )
 from readapt_runtime.adapt.errors import Diverged
+from readapt_runtime.adapt.relora import Relora
+from readapt_runtime.adapt.training import Training
 from readapt_runtime.examples import BadData
 from readapt_runtime.jobs.adapt import WrongBase, run
 from readapt_runtime.jobs.drift import run as measure_drift
@@ -117,9 +122,7 @@ def test_the_variant_is_an_ordinary_peft_adapter(world: Any, published: Publishe
 
 def test_evidence_and_result_are_in_the_store(published: Published, outcome: Outcome) -> None:
     assert published.store.read_result(outcome.input_hash, Outcome) == outcome
-    evidence = json.loads(
-        (published.store.root / "results" / f"{hex_of(outcome.input_hash)}.evidence.json").read_bytes()
-    )
+    evidence = evidence_of(published, outcome)
     assert evidence["request"]["newBase"] == published.request.new_base
     assert evidence["threads"] >= 1
     assert evidence["versions"].keys() == {"torch", "transformers", "peft", "optuna"}
@@ -137,9 +140,91 @@ def test_progress_is_json_lines_that_only_grow(outcome: Outcome, log: io.StringI
     assert percents[-1] == 100
 
 
-def test_an_equal_job_elsewhere_makes_the_same_variant(world: Any, tmp_path: Path, outcome: Outcome) -> None:
-    again = publish(world, tmp_path)
-    assert run(again.request, again.store, JsonLog(io.StringIO()))[0].variant == outcome.variant
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def dying(*, at: int) -> Callable[..., None]:
+    """Ends the process at its ``at``-th call."""
+    left = at
+
+    def call(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    return call
+
+
+def before(method: Callable[..., Any], act: Callable[..., None]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        act(*arguments)
+        return method(*arguments)
+
+    return call
+
+
+DEATHS = ((Relora, "_measure", 3), (Training, "step", 25), (Training, "step", 20), (Store, "write_evidence", 1))
+"""In the search, in the tuning before and after its first checkpoint, between the variant and its result."""
+
+
+def test_an_equal_job_elsewhere_that_dies_four_times_makes_the_same_variant_and_keeps_what_it_did(
+    world: Any, tmp_path: Path, published: Published, outcome: Outcome, log: io.StringIO, monkeypatch: Any
+) -> None:
+    elsewhere, said, steps = publish(world, tmp_path), io.StringIO(), 0
+
+    def count(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    monkeypatch.setattr(Training, "step", before(Training.step, count))
+    for owner, name, at in DEATHS:
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, before(getattr(owner, name), dying(at=at)))
+            with pytest.raises(Killed):
+                run(elsewhere.request, elsewhere.store, JsonLog(said))
+    found = run(elsewhere.request, elsewhere.store, JsonLog(said))[0]
+    assert found.variant == outcome.variant
+    assert list((elsewhere.store.root / "progress").iterdir()) == []
+    for event in ("trial", "checkpoint"):
+        assert facts(said, event) == facts(log, event)
+    taken, every = len(evidence_of(published, outcome)["relora"]["trainLosses"]), SETTINGS.max_steps // 6
+    assert steps == taken + 24 % every + 19 % every
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("death", "code"), [("SIGKILL", -9), ("SIGTERM", 75), ("full", 75)])
+def test_stopped_before_any_durable_write_the_next_run_makes_the_same_variant_and_repeats_no_recorded_work(
+    world: Any, tmp_path: Path, death: str, code: int
+) -> None:
+    elsewhere = publish(world, tmp_path / "store")
+    (tmp_path / "request.json").write_text(json.dumps(elsewhere.request.to_wire()))
+    command = [sys.executable, "-m", "readapt_testing.mortal_job", death, elsewhere.store.root]
+    told = subprocess.run([*command, tmp_path / "request.json", tmp_path], check=True, capture_output=True).stdout
+    undisturbed, lives = json.loads(told).values()
+    every, names = SETTINGS.max_steps // 6, undisturbed["renames"]
+    assert {name.partition("/")[0] for name in names} == {"artifacts", "progress", "results"}
+    for life in lives:
+        stopped, again, at = life["stopped"], life["again"], life["at"]
+        assert (stopped["code"], again["code"]) == (code, 0), life
+        assert stopped["renames"] == names[: at + 1]
+        assert again["summary"]["outcomes"][0]["variant"] == undisturbed["summary"]["outcomes"][0]["variant"], life
+        assert [name for name in again["leftovers"] if name.startswith("progress/")] == []
+        assert death == "SIGKILL" or not [name for name in stopped["leftovers"] if name.startswith("tmp/")]
+        done = [sum(e["event"] == "trial" for e in run["events"]) for run in (stopped, again, undisturbed)]
+        assert done[0] + done[1] <= done[2] + 1, "only the trial whose record was being written is measured again"
+        assert stopped["steps"] + again["steps"] <= undisturbed["steps"] + every, life
+
+
+def facts(log: io.StringIO, event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    return [{k: v for k, v in line.items() if k != "time"} for line in lines if line["event"] == event]
+
+
+def evidence_of(published: Published, outcome: Outcome) -> Any:
+    path = published.store.root / "results" / f"{hex_of(outcome.input_hash)}.evidence.json"
+    return json.loads(path.read_bytes())
 
 
 def test_a_finished_job_answers_from_its_record(published: Published, outcome: Outcome) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ from readapt_runtime.adapt.data import Example
 from readapt_runtime.adapt.factors import attached, side_factors
 from readapt_runtime.adapt.retention import sample, text_losses
 from readapt_runtime.adapt.tokens import encode, mean_losses
-from readapt_runtime.adapt.tuning import Evaluation, Lessons, Tuned, Tuning, trainable, tune
+from readapt_runtime.adapt.training import trainable
+from readapt_runtime.adapt.tuning import Evaluate, Evaluation, Lessons, Tuned, Tuning, tune
 from readapt_runtime.lora_format import LoraAdapter, LoraModule, linear_shapes, read_adapter
 from readapt_testing.tiny_llama import write_adapter_folder, write_base
 
@@ -43,9 +43,9 @@ def seen(step: int, score: float, feasible: bool = True, ready: bool = False) ->
     return Evaluation(step, score, None, feasible, ready)
 
 
-def scripted(*later: Evaluation) -> Callable[[int, LoraAdapter], Evaluation]:
+def scripted(*later: Evaluation) -> Evaluate:
     by_step = {evaluation.step: evaluation for evaluation in later}
-    return lambda step, _: by_step[step]
+    return lambda step, *_: by_step[step]
 
 
 def tuned(base: LoadedBase, start: LoraAdapter, first: Evaluation, *later: Evaluation) -> Tuned:
@@ -87,7 +87,7 @@ def test_directions_of_zero_restart_without_changing_the_function(base: LoadedBa
     for side in factors.values():
         assert side.a[4:].abs().min() > 0
         assert not side.b[:, 4:].any()
-    moved = tune(base, wide, seen(0, 0.0), Lessons(rows), SETTINGS, lambda step, _: seen(step, float(step))).adapter
+    moved = tune(base, wide, seen(0, 0.0), Lessons(rows), SETTINGS, lambda step, *_: seen(step, float(step))).adapter
     assert all(module.b[:, 4:].abs().max() > 0 for module in moved.modules.values())
 
 
@@ -100,7 +100,7 @@ def test_replay_keeps_what_task_examples_alone_destroy(base: LoadedBase, start: 
             max_steps=40, learning_rate=1e-2, batch_size=4, seed=3, evaluations=1, replay=replay, replay_rows=4
         )
         lessons = Lessons(encode(base, EXAMPLES), text)
-        found = tune(base, start, seen(0, 0.0), lessons, settings, lambda step, _: seen(step, 1.0)).adapter
+        found = tune(base, start, seen(0, 0.0), lessons, settings, lambda step, *_: seen(step, 1.0)).adapter
         with attached(base.model, side_factors(found, torch.float32)):
             return sum(text_losses(base, unseen)) / len(unseen)
 

@@ -13,7 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from readapt_api.jobs import FetchSource, Request, Summary
+from readapt_api.jobs import (
+    DriftRequest,
+    ExtractRequest,
+    FetchRequest,
+    FetchRole,
+    FetchSource,
+    GateSettings,
+    Request,
+    Summary,
+)
 from readapt_runtime.jobs.main import run
 from readapt_runtime.store import Store
 from readapt_testing.tiny_llama import byte_tokenizer, write_adapter_folder, write_base
@@ -90,6 +99,32 @@ def source(sources: Path, tmp_path: Path) -> Callable[..., FetchSource]:
         return FetchSource(uri=f"pvc://models/{name}", path=str(path), name=split)
 
     return make
+
+
+def _fetch(bench: Bench, role: FetchRole, *sources: FetchSource, **options: Any) -> str:
+    ended = bench.run(FetchRequest(role=role, sources=sources, **options))
+    assert ended.code == 0, ended.summary.message
+    return ended.summary.fetch.digest
+
+
+@pytest.fixture
+def drift_request(bench: Bench, source: Callable[..., FetchSource]) -> DriftRequest:
+    bases = [_fetch(bench, FetchRole.BASE, source(name)) for name in ("v1", "v2")]
+    return DriftRequest(old_base=bases[0], new_base=bases[1])
+
+
+@pytest.fixture
+def extract_request(bench: Bench, source: Callable[..., FetchSource]) -> ExtractRequest:
+    base = _fetch(bench, FetchRole.BASE, source("v1"))
+    splits = tuple(source(f"{name}.jsonl", name) for name in ("train", "validation", "test"))
+    return ExtractRequest(
+        name="support",
+        base=base,
+        checkpoint=_fetch(bench, FetchRole.CHECKPOINT, source("checkpoint"), base=base),
+        data=_fetch(bench, FetchRole.DATA, *splits, prompt_field="text", completion_field="label"),
+        fixed_rank=8,
+        gate=GateSettings(max_regression="0.05"),
+    )
 
 
 @torch.inference_mode()

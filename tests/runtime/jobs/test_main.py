@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,6 @@ from readapt_api.jobs import (
     AdaptRequest,
     DriftRequest,
     ExtractRequest,
-    FetchRequest,
-    FetchRole,
-    FetchSource,
-    GateSettings,
     GateVerdict,
     Interval,
     JobKind,
@@ -35,34 +30,7 @@ from readapt_runtime.jobs.main import run
 from readapt_runtime.jobs.summary import failure, to_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-Make = Callable[..., FetchSource]
 DIGEST = "sha256:" + "5" * 64
-
-
-def fetch(bench: Any, role: FetchRole, *sources: FetchSource, **options: Any) -> str:
-    ended = bench.run(FetchRequest(role=role, sources=sources, **options))
-    assert ended.code == 0, ended.summary.message
-    return ended.summary.fetch.digest
-
-
-@pytest.fixture
-def drift_request(bench: Any, source: Make) -> DriftRequest:
-    bases = [fetch(bench, FetchRole.BASE, source(name)) for name in ("v1", "v2")]
-    return DriftRequest(old_base=bases[0], new_base=bases[1])
-
-
-@pytest.fixture
-def extract_request(bench: Any, source: Make) -> ExtractRequest:
-    base = fetch(bench, FetchRole.BASE, source("v1"))
-    splits = tuple(source(f"{name}.jsonl", name) for name in ("train", "validation", "test"))
-    return ExtractRequest(
-        name="support",
-        base=base,
-        checkpoint=fetch(bench, FetchRole.CHECKPOINT, source("checkpoint"), base=base),
-        data=fetch(bench, FetchRole.DATA, *splits, prompt_field="text", completion_field="label"),
-        fixed_rank=8,
-        gate=GateSettings(max_regression="0.05"),
-    )
 
 
 def test_drift_is_measured_once_and_then_recorded(bench: Any, drift_request: DriftRequest, sources: Path) -> None:
@@ -292,6 +260,8 @@ def test_recorded_items_answer_a_whole_adapt_request(bench: Any) -> None:
     request = AdaptRequest(old_base=DIGEST, new_base=DIGEST, drift=DIGEST, items=items)
     stuck = Outcome(name="x", input_hash=request.item_hash(items[0]), passed=False, reason="GateFailed")
     bench.store.write_result(stuck.input_hash, stuck)
+    bench.store.write_progress(stuck.input_hash, "json", b"left between the record and the end of the Job")
     ended = bench.run(request)
+    assert list((bench.store.root / "progress").iterdir()) == []
     assert [o.name for o in ended.summary.outcomes] == ["a", "b"]
     assert (ended.code, ended.summary.outcomes[0].reason) == (0, "GateFailed")

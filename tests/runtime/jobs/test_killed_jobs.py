@@ -1,0 +1,69 @@
+"""Jobs that a restart begins anew: stopped right before each durable write, the next run ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from readapt_api.jobs import DriftRequest, ExtractRequest, Request
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+]
+CODES = {"SIGKILL": -9, "SIGTERM": 75, "full": 75}
+REASONS = {"SIGTERM": "Terminated", "full": "StoreFull"}
+
+
+def lives(bench: Any, request: Request, death: str) -> dict[str, Any]:
+    path = bench.folder / "request.json"
+    path.write_text(json.dumps(request.to_wire()))
+    scratch = bench.folder / "scratch"
+    scratch.mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "readapt_testing.mortal_job",
+        death,
+        str(bench.store.root),
+        str(path),
+        str(scratch),
+    ]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return found
+
+
+def check(found: dict[str, Any], death: str) -> None:
+    undisturbed = found["undisturbed"]
+    assert undisturbed["code"] == 0
+    for life in found["lives"]:
+        stopped, again = life["stopped"], life["again"]
+        assert stopped["code"] == CODES[death], life
+        assert stopped["summary"].get("reason") == REASONS.get(death), life
+        assert death == "SIGKILL" or not [name for name in stopped["leftovers"] if name.startswith("tmp/")], life
+        assert again["code"] == 0, life
+        assert digests(again["summary"]) == digests(undisturbed["summary"]), life
+
+
+def digests(summary: dict[str, Any]) -> list[str]:
+    if "drift" in summary:
+        return [summary["drift"]["digest"]]
+    return [outcome["variant"] for outcome in summary["outcomes"]]
+
+
+@pytest.mark.parametrize("death", CODES)
+def test_drift(bench: Any, drift_request: DriftRequest, death: str) -> None:
+    found = lives(bench, drift_request, death)
+    assert len(found["lives"]) == 2
+    check(found, death)
+
+
+@pytest.mark.parametrize("death", CODES)
+def test_extract(bench: Any, extract_request: ExtractRequest, death: str) -> None:
+    found = lives(bench, extract_request, death)
+    assert len(found["lives"]) >= 4
+    check(found, death)
