@@ -29,7 +29,7 @@ class ArtifactKind(StrEnum):
     CHECKPOINT = "Checkpoint"
     """The same for a full fine-tuned model."""
     DATA = "Data"
-    """train.jsonl, validation.jsonl and, when given, test.jsonl."""
+    """train.jsonl and validation.jsonl, test.jsonl, inputs.jsonl, as far as they were given."""
     DRIFT = "Drift"
     """drift.safetensors (low-rank factors per linear module) and drift.json (exact norms)."""
     VARIANT = "Variant"
@@ -43,6 +43,10 @@ class Origin(StrEnum):
     EXTRACTED = "Extracted"
     COPIED = "Copied"
     RELORA = "ReLoRA"
+    REFRESHED = "Refreshed"
+    """Learned from what the old pair answers."""
+    RETRAINED = "Retrained"
+    """Learned from scratch, from the training examples."""
 
 
 class Architecture(Contract):

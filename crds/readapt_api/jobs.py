@@ -12,15 +12,16 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from readapt_api import bounds
+from readapt_api.adaptation import UNGATED_POLICIES, UNGATED_RULE, GateMode, Metric, Policy
 from readapt_api.artifacts import Architecture, Origin
 from readapt_api.contract import Contract, Digest
 from readapt_api.digest import digest_of
 
 CONTRACT_VERSION = 1
-ALGORITHM_VERSIONS = {"fetch": 1, "drift": 1, "extract": 1, "adapt": 1}
+ALGORITHM_VERSIONS = {"fetch": 1, "drift": 1, "extract": 1, "adapt": 2}
 """Raised when a kind's results change for equal inputs; old results then no longer answer for new requests."""
 
 STORE_MOUNT = "/store"
@@ -53,7 +54,7 @@ class FetchSource(Contract):
     path: str
     digest: Digest | None = None
     name: str = ""
-    """Data: the split, ``train``, ``validation`` or ``test``."""
+    """Data: the split, ``train``, ``validation``, ``test`` or ``inputs``."""
 
 
 class FetchRequest(Contract):
@@ -64,13 +65,14 @@ class FetchRequest(Contract):
 
     kind: Literal[JobKind.FETCH] = JobKind.FETCH
     role: FetchRole
-    sources: tuple[FetchSource, ...] = Field(min_length=1, max_length=3)
+    sources: tuple[FetchSource, ...] = Field(min_length=1, max_length=4)
     base: Digest | None = None
     """Adapter and Checkpoint: the base version whose shapes it must fit."""
     max_rank: bounds.LoraRank = 64
     """Adapter: larger ranks are refused."""
     prompt_field: str = "prompt"
-    """Data: the stored examples have the keys ``prompt`` and ``completion`` whatever the source calls them."""
+    """Data: the stored examples have the keys ``prompt`` and, but for inputs, ``completion`` whatever the source calls
+    them."""
     completion_field: str = "completion"
 
     @property
@@ -94,7 +96,8 @@ class DriftRequest(Contract):
 class GateSettings(Contract):
     """See ``LoRAAdapter.spec.gate``."""
 
-    metric: Literal["Accuracy"] = "Accuracy"
+    mode: GateMode = GateMode.ENFORCE
+    metric: Metric = Metric.ACCURACY
     max_regression: bounds.MaxRegression = "0.03"
     confidence: bounds.Confidence = "0.95"
     max_samples: bounds.MaxSamples = 3000
@@ -125,7 +128,7 @@ class ExtractRequest(Contract):
 class AdaptationSettings(Contract):
     """See ``LoRAAdapter.spec.adaptation``."""
 
-    policy: Literal["Auto", "Copy", "ReLoRA"] = "Auto"
+    policy: Policy = Policy.AUTO
     min_retention: bounds.MinRetention = "0.9"
     trials: bounds.Trials = 8
     max_steps: bounds.MaxSteps = 300
@@ -139,9 +142,19 @@ class AdaptItem(Contract):
     name: str
     reference: Digest
     """The Native or Extracted variant on the old base; the gate compares with it."""
-    data: Digest
+    data: Digest | None = None
+    """None only where the gate is skipped."""
     adaptation: AdaptationSettings = AdaptationSettings()
     gate: GateSettings = GateSettings()
+
+    @model_validator(mode="after")
+    def _suits_its_gate(self) -> AdaptItem:
+        skipped = self.gate.mode is GateMode.SKIP
+        if self.data is None and not skipped:
+            raise ValueError("data is needed unless the gate is skipped")
+        if skipped and self.adaptation.policy not in UNGATED_POLICIES:
+            raise ValueError(UNGATED_RULE)
+        return self
 
 
 class AdaptRequest(Contract):
@@ -168,7 +181,8 @@ Request = Annotated[FetchRequest | DriftRequest | ExtractRequest | AdaptRequest,
 
 
 class Interval(Contract):
-    """Confidence interval of (new score - reference score), in the metric's unit; one-sided level on each end."""
+    """Confidence interval of the gain over the reference, in the metric's unit: positive is better, whatever the
+    metric's direction. One-sided level on each end."""
 
     lower: float
     upper: float
@@ -188,6 +202,7 @@ class RungResult(Contract):
 
     origin: Origin
     verdict: GateVerdict
+    metric: Metric = Metric.ACCURACY
     score: float
     reference: float
     """Score of the old pair (extract: of the checkpoint) on the same examples."""
@@ -215,7 +230,7 @@ class Outcome(Contract):
     """In the order they were tried; the last one decided."""
     repair_seconds: float = 0.0
     reason: str = ""
-    """A reason of ``readapt_api.conditions``: GatePassed, GateFailed, GateUndecided, RetentionTooLow."""
+    """A reason of ``readapt_api.conditions``: GatePassed, GateFailed, GateUndecided, GateSkipped, RetentionTooLow."""
     message: str = Field(default="", max_length=500)
     evidence: Digest | None = None
     """sha256 of results/<hex>.evidence.json in the store: scores, seeds, curves, interval."""

@@ -1,7 +1,7 @@
-"""Examples of a task as users write them: JSON Lines with a prompt and a completion.
+"""Examples of a task as users write them: JSON Lines with a prompt and, unless they are mere inputs, a completion.
 
-In: a file of one split. Out: its pairs of texts, one line at a time. Next: ``fetch`` stores them under one pair of
-keys, adaptation divides them into splits.
+In: a file of one split. Out: its texts, one line at a time. Next: ``fetch`` stores them under one pair of keys,
+adaptation divides them into splits.
 """
 
 from __future__ import annotations
@@ -27,14 +27,25 @@ def read_pairs(
 
     Raises BadData with ``name``, which is what the user calls the file, and the number of the line.
     """
+    for row, where in _rows(path, name):
+        yield _text(row, prompt, where), _text(row, completion, where)
+
+
+def read_prompts(path: Path, name: str, prompt: str = "prompt") -> Iterator[str]:
+    """The prompt of each line that is not blank, whatever else it holds; raises as ``read_pairs``."""
+    for row, where in _rows(path, name):
+        yield _text(row, prompt, where)
+
+
+def _rows(path: Path, name: str) -> Iterator[tuple[dict[str, object], str]]:
+    """Each line that is not blank, and where it stands."""
     with path.open("rb") as stream:
         for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE + 1), b""), start=1):
             where = f"{name} line {number}"
             if number > _MAX_EXAMPLES or len(line) > _MAX_LINE:
                 raise BadData(f"{where}: more than {_MAX_EXAMPLES} lines, or one longer than {_MAX_LINE} bytes")
             if line.strip():
-                row = _parse(line, where)
-                yield _text(row, prompt, where), _text(row, completion, where)
+                yield _parse(line, where), where
 
 
 def _parse(line: bytes, where: str) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from readapt_api import jobs
+from readapt_api.adaptation import GateMode, Metric, Policy
 from readapt_api.jobs import (
     AdaptationSettings,
     AdaptItem,
@@ -96,7 +97,7 @@ def test_names_are_for_messages_only() -> None:
     [
         {"reference": D},
         {"data": C},
-        {"adaptation": AdaptationSettings(policy="Copy")},
+        {"adaptation": AdaptationSettings(policy=Policy.COPY)},
         {"adaptation": AdaptationSettings(min_retention="0.8")},
         {"adaptation": AdaptationSettings(trials=9)},
         {"adaptation": AdaptationSettings(max_steps=301)},
@@ -104,6 +105,8 @@ def test_names_are_for_messages_only() -> None:
         {"adaptation": AdaptationSettings(batch_size=16)},
         {"gate": GateSettings(confidence="0.9")},
         {"gate": GateSettings(max_samples=100)},
+        {"gate": GateSettings(metric=Metric.F1)},
+        {"gate": GateSettings(mode=GateMode.SKIP)},
     ],
     ids=str,
 )

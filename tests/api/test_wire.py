@@ -16,6 +16,7 @@ from readapt_api.errors import EXIT_BAD_INPUT, EXIT_TRY_AGAIN, ReadaptError, Ter
 from readapt_api.jobs import (
     TERMINATION_MESSAGE_BYTES,
     AdaptationSettings,
+    AdaptItem,
     DriftRequest,
     FetchOutcome,
     FetchRequest,
@@ -193,6 +194,19 @@ def test_resources_and_jobs_refuse_the_same_settings(
         LoRAAdapterResource.model_validate(edited(lora_adapter(), {f"spec.{path}": value}))
 
     assert from_resource.value.errors()[0]["msg"] == from_job.value.errors()[0]["msg"]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({}, "data is needed unless the gate is skipped"),
+        ({"gate": {"mode": "Skip"}, "adaptation": {"policy": "ReLoRA"}}, "policy must be Auto or Copy"),
+    ],
+)
+def test_an_item_that_could_not_be_gated_is_no_request(item: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        AdaptItem.model_validate({"name": "a", "reference": DIGEST, **item})
+    assert AdaptItem.model_validate({"name": "a", "reference": DIGEST, "gate": {"mode": "Skip"}}).data is None
 
 
 def test_resources_ignore_what_a_newer_server_adds() -> None:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.control_plane
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = {"uri": "pvc://models/full", "baseVersion": "v1"}
+INPUTS = {"uri": "pvc://models/inputs.jsonl"}
 LABEL_OF_41 = "a" * 41
 URI_WANTED = "should match '^pvc://"
 
@@ -158,11 +159,26 @@ ADAPTERS = [
         {"spec.source": {"checkpoint": {**CHECKPOINT, "targetModules": [".*proj"]}}},
         "targetModules[0] in body should match",
     ),
-    Row("no validation data", {"spec.data.validation": REMOVED}, "spec.data.validation: Required value"),
-    Row("inputs come later", {"spec.data.inputs": {"uri": "pvc://models/i"}}, "unknown field"),
+    Row("no validation data", {"spec.data.validation": REMOVED}, "train and validation are given together"),
+    Row("no train data", {"spec.data.train": REMOVED}, "train and validation are given together"),
+    Row("empty data", {"spec.data": {}}, "train and validation, or inputs, must be set"),
+    Row("inputs beside train", {"spec.data.inputs": INPUTS}),
+    Row("inputs alone", {"spec.data": {"inputs": INPUTS}, "spec.gate.metric": "Agreement"}),
+    Row("inputs alone and labels", {"spec.data": {"inputs": INPUTS}}, "metric must be Agreement"),
+    Row("inputs alone, not gated", {"spec.data": {"inputs": INPUTS}, "spec.gate.mode": "Skip"}),
+    Row(
+        "inputs alone to retrain on",
+        {"spec.data": {"inputs": INPUTS}, "spec.gate.metric": "Agreement", "spec.adaptation.policy": "Retrain"},
+        "policy must be Auto, Copy or Refresh",
+    ),
+    Row(
+        "inputs and a test",
+        {"spec.data": {"inputs": INPUTS, "test": INPUTS}, "spec.gate.metric": "Agreement"},
+        "test is given with train and validation",
+    ),
     Row("empty prompt field", {"spec.data.promptField": ""}, "should be at least 1 chars long"),
-    Row("policy ReLoRA", {"spec.adaptation.policy": "ReLoRA"}),
-    Row("unknown policy", {"spec.adaptation.policy": "Retrain"}, 'Unsupported value: "Retrain"'),
+    *(Row(f"policy {p}", {"spec.adaptation.policy": p}) for p in ("Auto", "Copy", "ReLoRA", "Refresh", "Retrain")),
+    Row("unknown policy", {"spec.adaptation.policy": "Transport"}, 'Unsupported value: "Transport"'),
     Row("retention above one", {"spec.adaptation.minRetention": "1.5"}, "must be at least 0 and at most 1"),
     Row("retention as a number", {"spec.adaptation.minRetention": 0.9}, "must be of type string"),
     Row("negative retention", {"spec.adaptation.minRetention": "-0.1"}, "minRetention in body should match"),
@@ -174,8 +190,17 @@ ADAPTERS = [
     Row("learning rate 0", {"spec.adaptation.tuning.learningRate": "0e-4"}, "learningRate must be above 0"),
     Row("learning rate 2", {"spec.adaptation.tuning.learningRate": "2"}, "learningRate must be above 0 and at most 1"),
     Row("no steps", {"spec.adaptation.tuning.maxSteps": 0}, "should be greater than or equal to 1"),
-    Row("unknown metric", {"spec.gate.metric": "Agreement"}, 'Unsupported value: "Agreement"'),
-    Row("gate mode comes later", {"spec.gate.mode": "Skip"}, "unknown field"),
+    *(Row(f"metric {m}", {"spec.gate.metric": m}) for m in ("Accuracy", "ExactMatch", "F1", "Agreement", "TokenLoss")),
+    Row("unknown metric", {"spec.gate.metric": "Rouge"}, 'Unsupported value: "Rouge"'),
+    Row("gate skipped", {"spec.gate.mode": "Skip"}),
+    Row("gate skipped without data", {"spec.gate.mode": "Skip", "spec.data": REMOVED}),
+    Row("gate skipped, by Copy", {"spec.gate.mode": "Skip", "spec.adaptation.policy": "Copy"}),
+    Row(
+        "gate skipped, by ReLoRA",
+        {"spec.gate.mode": "Skip", "spec.adaptation.policy": "ReLoRA"},
+        "a skipped gate moves by Copy: policy must be Auto or Copy",
+    ),
+    Row("unknown gate mode", {"spec.gate.mode": "Warn"}, 'Unsupported value: "Warn"'),
     Row("no regression allowed", {"spec.gate.maxRegression": "0"}, "maxRegression must be above 0 and below 1"),
     Row("all regression allowed", {"spec.gate.maxRegression": "1"}, "maxRegression must be above 0 and below 1"),
     Row("regression in points", {"spec.gate.maxRegression": "3"}, "a share: 0.03 are 3 points"),
@@ -207,6 +232,8 @@ ADAPTER_UPDATES = [
     Row("base version changes", {"spec.source.adapter.baseVersion": "v2"}, "baseVersion is immutable"),
     Row("train data change", {"spec.data.train.uri": "pvc://models/new"}, "uri is immutable"),
     Row("test data appear", {"spec.data.test": {"uri": "pvc://models/t"}}),
+    Row("inputs appear", {"spec.data.inputs": {"uri": "pvc://models/i"}}),
+    Row("the gate is skipped from now on", {"spec.gate.mode": "Skip"}),
     Row("gate changes", {"spec.gate.maxRegression": "0.05"}),
     Row("digest is set", {"spec.source.adapter.digest": DIGEST}),
 ]
@@ -320,7 +347,7 @@ def test_defaults_are_stored(kube: Kube, namespace: str) -> None:
     tuning = {"maxSteps": 300, "learningRate": "2e-4", "batchSize": 8}
     ladder = {"policy": "Auto", "minRetention": "0.9", "search": {"trials": 8}, "tuning": tuning}
     assert adapter["adaptation"] == ladder
-    gate = {"metric": "Accuracy", "maxRegression": "0.03", "confidence": "0.95", "maxSamples": 3000}
+    gate = {"mode": "Enforce", "metric": "Accuracy", "maxRegression": "0.03", "confidence": "0.95", "maxSamples": 3000}
     assert adapter["gate"] == gate
     assert adapter["serving"] == {"preload": False, "priority": 0}
 

@@ -30,11 +30,18 @@ def cell(base: str = V1, version: str = "v1", **fields: Any) -> VariantStatus:
     return VariantStatus(base_digest=base, source_digest=SOURCE, base_version=version, **{**passed, **fields})
 
 
-def at(source: dict[str, Any] | None = None, data: bool = True, version: str = "v2", **changes: Any) -> AdapterPass:
+def at(
+    source: dict[str, Any] | None = None,
+    data: bool = True,
+    version: str = "v2",
+    spec: dict[str, Any] | None = None,
+    **changes: Any,
+) -> AdapterPass:
     """An adapter that has everything but the variant for v2."""
     body = base_model(version)
     body["metadata"]["uid"] = "base-uid"
     adapter = lora_adapter("a", source, data)
+    adapter["spec"] |= spec or {}
     adapter["metadata"]["uid"] = "a-uid"
     seen = Observed(
         key=Key("default", "base"),
@@ -74,6 +81,8 @@ def unrecorded(**gone: Any) -> Callable[[], AdapterPass]:
 
 
 W, S = State.WORKING, State.STALLED
+SKIP = {"gate": {"mode": "Skip"}}
+INPUTS = {"data": {"inputs": {"uri": "pvc://data/a/inputs.jsonl"}}, "gate": {"metric": "Agreement"}}
 ROWS: dict[str, tuple[Callable[[], AdapterPass], State | None, str, list[str]]] = {
     "name taken": (lambda: at(conflicting=True), S, c.NAME_CONFLICT, []),
     "its base version is being fetched": (
@@ -90,6 +99,16 @@ ROWS: dict[str, tuple[Callable[[], AdapterPass], State | None, str, list[str]]] 
     "no data yet, and it is not needed": (
         lambda: replace(unrecorded(data_digest=None)(), base=at(version="v1").base), None, "", ["fetch"]),
     "no data at all": (lambda: at(data=False), S, c.DATA_MISSING, []),
+    "no data, and the gate is skipped": (lambda: at(data=False, spec=SKIP), W, c.ADAPTING, ["adapt"]),
+    "data that cannot be had, and the gate is skipped": (
+        lambda: replace(at(spec=SKIP), records=at(spec=SKIP).records.model_copy(update={"data_digest": None})),
+        W, c.ADAPTING, ["fetch", "adapt"]),
+    "inputs alone": (lambda: at(data=False, spec=INPUTS), W, c.FETCHING, ["fetch"]),
+    "a checkpoint without data, and the gate is skipped": (
+        lambda: at(checkpoint("b"), False, spec=SKIP, records=LoRAAdapterStatus(source_digest=SOURCE)),
+        W, c.EXTRACTING, ["extract"]),
+    "a checkpoint without data": (
+        lambda: at(checkpoint("b"), False, records=LoRAAdapterStatus(source_digest=SOURCE)), S, c.DATA_MISSING, []),
     "a checkpoint to extract": (
         lambda: at(checkpoint("b"), records=replace_variants(at(checkpoint("b")))), W, c.EXTRACTING, ["extract"]),
     "the wished version cannot be fetched": (
@@ -115,6 +134,26 @@ def test_stages(build: Callable[[], AdapterPass], state: State | None, reason: s
     assert (done.verdict.state if done.verdict else None) is state, done.verdict
     assert (done.verdict.reason if done.verdict else "") == reason
     assert [s.task.kind for s in done.starts] == starts
+
+
+def test_a_skipped_gate_asks_for_no_data_and_says_so() -> None:
+    done = move_adapter(found_adapter(at(spec=SKIP)), at().drifts)
+    (item,) = done.starts[-1].task.request.items  # type: ignore[union-attr]
+    assert (item.data, item.gate.mode.value) == (None, "Skip")
+
+
+def test_what_the_gate_is_told_is_what_the_resource_says() -> None:
+    gate = {"metric": "TokenLoss", "maxRegression": "0.05", "confidence": "0.9", "maxSamples": 500}
+    done = move_adapter(found_adapter(at(spec={"gate": gate, "adaptation": {"policy": "Retrain"}})), at().drifts)
+    (item,) = done.starts[-1].task.request.items  # type: ignore[union-attr]
+    assert item.gate.to_wire() == {"mode": "Enforce", **gate}
+    assert item.adaptation.policy.value == "Retrain"
+
+
+def test_inputs_are_fetched_with_the_other_data() -> None:
+    data = {name: {"uri": f"pvc://data/{name}"} for name in ("train", "validation", "inputs")}
+    (task,) = [t for t in found_adapter(at(data=False, spec={"data": data})).tasks if t.kind == "fetch"]
+    assert [s.name for s in task.request.sources] == ["train", "validation", "inputs"]  # type: ignore[union-attr]
 
 
 def test_a_full_matrix_forgets_the_oldest_base_that_nobody_needs() -> None:

@@ -284,6 +284,7 @@ def test_what_a_repair_cost_is_on_record(world: World) -> None:
     cell = next(v for v in world.kube.of("LoRAAdapter")["a"]["status"]["variants"] if v["baseVersion"] == "v2")
     scores = (cell["score"], cell["reference"], cell["copyScore"])
     assert (cell["origin"], *scores) == ("ReLoRA", "0.9100", "0.9200", "0.8000")
+    assert (cell["metric"], cell["interval"]) == ("Accuracy", "[-0.0200, +0.0100]")
     assert (cell["repairSeconds"], cell["retention"]) == (12, "0.9500")
     assert 0 < cell["readySeconds"] < 30
 

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
 from readapt_api import bounds
+from readapt_api.adaptation import UNGATED_POLICIES, UNGATED_RULE, GateMode, Metric, Policy
 from readapt_api.artifacts import Origin
 from readapt_api.conditions import Condition
 from readapt_api.contract import Contract, Digest, Name, ServedName
 from readapt_api.v1alpha1.shared import NAME_RULE, BaseModelRef, ObjectMeta, Source, map_list
-
-
-class Policy(StrEnum):
-    """Which rungs of the ladder may be tried, cheapest first."""
-
-    AUTO = "Auto"
-    COPY = "Copy"
-    RELORA = "ReLoRA"
-
-
-class Metric(StrEnum):
-    ACCURACY = "Accuracy"
-    """Share of examples whose likeliest completion, among the distinct completions of train, is the right one."""
 
 
 def _fixed(field: str) -> dict[str, Any]:
@@ -95,12 +82,24 @@ class AdapterOrCheckpoint(Contract):
 
 
 class Data(Contract):
-    """Labelled examples, JSON Lines. They repair the adapter and judge the repair."""
+    """Examples, JSON Lines. They repair the adapter and judge the repair."""
 
-    train: Source
-    validation: Source
+    model_config = ConfigDict(
+        json_schema_extra=bounds.cel(
+            ("has(self.train) == has(self.validation)", "train and validation are given together"),
+            ("has(self.train) || has(self.inputs)", "train and validation, or inputs, must be set"),
+            ("!has(self.test) || has(self.train)", "test is given with train and validation"),
+        )
+    )
+    train: Source | None = None
+    validation: Source | None = None
     test: Source | None = Field(
         default=None, description="Judges alone. Without it a fixed part of validation is set aside for that."
+    )
+    inputs: Source | None = Field(
+        default=None,
+        description="Prompts without completions: what Refresh has the old pair answer. Where they are all there is "
+        "they serve search and gate too, by Agreement.",
     )
     prompt_field: str = Field(default="prompt", min_length=1, max_length=64)
     completion_field: str = Field(default="completion", min_length=1, max_length=64)
@@ -131,10 +130,17 @@ class Adaptation(Contract):
 class Gate(Contract):
     """The test that a variant must pass before anyone is served by it."""
 
-    metric: Metric = Metric.ACCURACY
+    mode: GateMode = Field(
+        default=GateMode.ENFORCE,
+        description="Skip compares nothing: the old weights are copied. Without data an adapter moves by Skip alone.",
+    )
+    metric: Metric = Field(
+        default=Metric.ACCURACY,
+        description="; ".join(f"{m}: {m.unit.name}, {m.direction}" for m in Metric),
+    )
     max_regression: bounds.MaxRegression = Field(
         default="0.03",
-        description="Loss against the reference that is acceptable, in the metric's unit (0.03 is 3 points).",
+        description="Loss against the reference that is acceptable: a share (0.03 is 3 points), for TokenLoss nats.",
     )
     confidence: bounds.Confidence = "0.95"
     max_samples: bounds.MaxSamples = 3000
@@ -149,6 +155,9 @@ class AdapterServing(Contract):
     )
 
 
+_HAS_LABELS = "!has(self.data) || has(self.data.train) || self.gate.mode == 'Skip'"
+
+
 class LoRAAdapterSpec(Contract):
     """What is wished for."""
 
@@ -159,6 +168,18 @@ class LoRAAdapterSpec(Contract):
                 " && (!has(self.servedName) || self.servedName == oldSelf.servedName)",
                 "servedName cannot change, appear or disappear",
             ),
+            (
+                f"self.gate.mode != 'Skip' || self.adaptation.policy in {[p.value for p in UNGATED_POLICIES]}",
+                UNGATED_RULE,
+            ),
+            (
+                f"{_HAS_LABELS} || self.gate.metric == 'Agreement'",
+                "without train and validation metric must be Agreement",
+            ),
+            (
+                f"{_HAS_LABELS} || !(self.adaptation.policy in ['ReLoRA', 'Retrain'])",
+                "without train and validation policy must be Auto, Copy or Refresh",
+            ),
         )
     )
     base_model_ref: BaseModelRef = Field(json_schema_extra=bounds.cel(("self == oldSelf", "baseModelRef is immutable")))
@@ -166,7 +187,9 @@ class LoRAAdapterSpec(Contract):
         default=None, description="What clients send as `model`; otherwise metadata.name."
     )
     source: AdapterOrCheckpoint
-    data: Data | None = Field(default=None, description="Without data an adapter cannot be moved to another version.")
+    data: Data | None = Field(
+        default=None, description="Without data an adapter moves to another version only where gate.mode is Skip."
+    )
     adaptation: Adaptation = Adaptation()
     gate: Gate = Gate()
     serving: AdapterServing = AdapterServing()
@@ -185,10 +208,13 @@ class VariantStatus(Contract):
     reason: str = Field(default="", max_length=64)
     message: str = Field(default="", max_length=500)
     rank: int | None = None
+    metric: Metric | None = Field(default=None, description="What score, reference and interval are in.")
     score: str | None = Field(default=None, max_length=16)
     reference: str | None = Field(default=None, max_length=16)
     copy_score: str | None = Field(default=None, max_length=16)
-    interval: str | None = Field(default=None, max_length=40)
+    interval: str | None = Field(
+        default=None, max_length=40, description="Of the gain over the reference: positive is better."
+    )
     retention: str | None = Field(default=None, max_length=16)
     repair_seconds: int | None = None
     ready_seconds: int | None = None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from readapt_api import conditions as c
+from readapt_api.adaptation import GateMode
 from readapt_api.artifacts import Origin
 from readapt_api.jobs import (
     AdaptationSettings,
@@ -69,6 +70,11 @@ class AdapterPass:
         if chosen is None:
             raise ValueError(f"{self.adapter.metadata.name}: no source")  # the schema demands one
         return chosen
+
+    @property
+    def gated(self) -> bool:
+        """Whether variants are compared before they are served."""
+        return self.adapter.spec.gate.mode is not GateMode.SKIP
 
     @property
     def fetches_again(self) -> bool:
@@ -165,7 +171,12 @@ def data_is_fetched(at: AdapterPass) -> AdapterPass:
     data = at.adapter.spec.data
     if data is None:
         return at
-    splits = [("train", data.train), ("validation", data.validation), ("test", data.test)]
+    splits = [
+        ("train", data.train),
+        ("validation", data.validation),
+        ("test", data.test),
+        ("inputs", data.inputs),
+    ]
     request = FetchRequest(
         role=FetchRole.DATA,
         sources=tuple(fetch_source(source, name) for name, source in splits if source is not None),
@@ -188,7 +199,7 @@ def native_variant_is_there(at: AdapterPass) -> AdapterPass:
     source = at.source
     if isinstance(source, AdapterSource) or at.own is not None:
         return at
-    if not isinstance(at.data, str):
+    if at.gated and not isinstance(at.data, str):
         return at.halt(at.data or stalled(c.DATA_MISSING, "spec.data is needed to compare the extract with its source"))
     request = ExtractRequest(
         name=at.adapter.served_name,
@@ -198,7 +209,7 @@ def native_variant_is_there(at: AdapterPass) -> AdapterPass:
         energy=source.rank.energy,
         max_rank=min(source.max_rank, at.base.spec.serving.max_rank),
         target_modules=source.target_modules,
-        data=at.data,
+        data=_gate_data(at),
         gate=_gate(at.adapter),
     )
     wording = Wording(c.EXTRACTING, c.EXTRACTION_FAILED, "extracting")
@@ -211,10 +222,11 @@ def wished_version_is_fetched(at: AdapterPass) -> AdapterPass:
 
 
 def adapting_is_possible(at: AdapterPass) -> AdapterPass:
-    """To another base only with data: without it nobody could tell what was lost."""
-    if at.passing is not None or isinstance(at.data, str):
+    """To another base only with data, without which nobody could tell what was lost, or by a wish not to be told."""
+    if at.passing is not None or isinstance(at.data, str) or not at.gated:
         return at
-    return at.halt(at.data or stalled(c.DATA_MISSING, f"spec.data is needed to move to {at.base.spec.version}"))
+    missing = f"spec.data (or gate.mode Skip) is needed to move to {at.base.spec.version}"
+    return at.halt(at.data or stalled(c.DATA_MISSING, missing))
 
 
 def drift_is_measured(at: AdapterPass) -> AdapterPass:
@@ -226,12 +238,12 @@ def wished_variant_is_there(at: AdapterPass) -> AdapterPass:
     """The reference is the variant on the native base, so that losses do not add up over upgrades."""
     reference = at.own
     drift = at.drifts.known[at.move] if at.move else None
-    if not isinstance(drift, str) or not isinstance(at.data, str) or reference is None:
+    if not isinstance(drift, str) or reference is None:
         return at
     item = AdaptItem(
         name=at.adapter.served_name,
         reference=reference.digest or "",
-        data=at.data,
+        data=_gate_data(at),
         adaptation=_adaptation(at.adapter),
         gate=_gate(at.adapter),
     )
@@ -305,10 +317,16 @@ def _with_base(verdict: Verdict) -> Verdict:
     return verdict if verdict.state is State.STALLED else _waiting(verdict)
 
 
+def _gate_data(at: AdapterPass) -> str | None:
+    """A skipped gate looks at no data, so that data which cannot be had does not hold it up."""
+    return at.data if at.gated and isinstance(at.data, str) else None
+
+
 def _gate(adapter: LoRAAdapterResource) -> GateSettings:
     gate = adapter.spec.gate
     return GateSettings(
-        metric="Accuracy",
+        mode=gate.mode,
+        metric=gate.metric,
         max_regression=gate.max_regression,
         confidence=gate.confidence,
         max_samples=gate.max_samples,
@@ -318,7 +336,7 @@ def _gate(adapter: LoRAAdapterResource) -> GateSettings:
 def _adaptation(adapter: LoRAAdapterResource) -> AdaptationSettings:
     wish = adapter.spec.adaptation
     return AdaptationSettings(
-        policy=wish.policy.value,
+        policy=wish.policy,
         min_retention=wish.min_retention,
         trials=wish.search.trials,
         max_steps=wish.tuning.max_steps,

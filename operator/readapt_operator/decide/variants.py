@@ -69,10 +69,11 @@ def from_outcome(outcome: Outcome, base_digest: str, source: str, version: str, 
     ).model_copy(update=_scores(last))
 
 
-def _scores(rung: RungResult | None) -> dict[str, str | None]:
+def _scores(rung: RungResult | None) -> dict[str, object]:
     if rung is None or rung.verdict is GateVerdict.NOT_NEEDED:
         return {}
     return {
+        "metric": rung.metric,
         "score": decimal(rung.score),
         "reference": decimal(rung.reference),
         "interval": f"[{rung.interval.lower:+.4f}, {rung.interval.upper:+.4f}]",

@@ -37,6 +37,9 @@ class LoadedBase:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_tokens: int
+    """Of one example, as far as it is computed."""
+    longest: int
+    """Positions that the model was made for."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,7 +119,7 @@ def load_base(folder: Path, digest: Digest, dtype: torch.dtype | None = None) ->
         raise Terminal(f"{folder}: not a loadable causal language model: {error}"[:500]) from error
     model.train(False)
     model.requires_grad_(False)
-    return LoadedBase(digest, model, tokenizer, min(_LONGEST, served.longest))
+    return LoadedBase(digest, model, tokenizer, min(_LONGEST, served.longest), served.longest)
 
 
 @contextmanager

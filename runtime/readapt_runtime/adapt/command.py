@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from readapt_api.adaptation import GateMode, Metric, Policy
 from readapt_api.bounds import (
     BATCH_SIZE,
     CONFIDENCE,
@@ -24,14 +24,6 @@ from readapt_api.bounds import (
 )
 from readapt_api.contract import Decimal
 from readapt_runtime.out_folder import OUT_RULE
-
-
-class Policy(StrEnum):
-    """How far to go; ``Auto`` tries Copy, then ReLoRA."""
-
-    AUTO = "Auto"
-    COPY = "Copy"
-    RELORA = "ReLoRA"
 
 
 def _decimal(says: str, bounds: Range) -> Any:
@@ -55,17 +47,29 @@ def adapt(
     old_base: Annotated[Path, typer.Option(metavar="DIR", help="The base that the adapter was made for.")],
     new_base: Annotated[Path, typer.Option(metavar="DIR", help="The base that it should work on.")],
     adapter: Annotated[Path, typer.Option(metavar="DIR", help="PEFT LoRA adapter.")],
-    train: Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines with prompt and completion.")],
-    validation: Annotated[Path, typer.Option(metavar="FILE", help="For the search and for early stopping.")],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help=f"Gets the adapter that passed, and evidence.json. {OUT_RULE}")
     ],
+    train: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON Lines with prompt and completion; with --validation.")
+    ] = None,
+    validation: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For the search and for early stopping; with --train.")
+    ] = None,
     test: Annotated[
         Path | None, typer.Option(metavar="FILE", help="For the gate alone. Default: half of validation.")
     ] = None,
-    policy: Annotated[Policy, typer.Option(help="Which ways to try.")] = Policy.AUTO,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON Lines with prompt alone, for Refresh. May be all there is."),
+    ] = None,
+    policy: Annotated[Policy, typer.Option(help="Which ways to try; Auto: all, cheapest first.")] = Policy.AUTO,
+    gate_mode: Annotated[GateMode, typer.Option(help="Skip: copy the weights and compare nothing.")] = GateMode.ENFORCE,
+    metric: Annotated[
+        Metric, typer.Option(help="What the gate compares. Agreement with --inputs alone.")
+    ] = Metric.ACCURACY,
     min_retention: Annotated[str, _decimal("Share of Copy's retention to keep.", MIN_RETENTION)] = "0.9",
-    max_regression: Annotated[str, _decimal("Accuracy that may be lost; 0.03 are 3 points.", MAX_REGRESSION)] = "0.03",
+    max_regression: Annotated[str, _decimal("What may be lost; 0.03 are 3 points, or nats.", MAX_REGRESSION)] = "0.03",
     max_samples: Annotated[int, _whole("Most examples that the gate looks at.", MAX_SAMPLES)] = 3000,
     trials: Annotated[int, _whole("Points of the search.", TRIALS)] = 8,
     max_steps: Annotated[int, _whole("Most steps of tuning.", MAX_STEPS)] = 300,
@@ -83,20 +87,31 @@ def adapt(
 
       readapt adapt --old-base ./v1 --new-base ./v2 --adapter ./support --train train.jsonl
       --validation validation.jsonl --test test.jsonl --out ./support-v2
+
+    Without labels:
+
+      readapt adapt --old-base ./v1 --new-base ./v2 --adapter ./support --inputs prompts.jsonl --metric Agreement
+      --out ./support-v2
     """
     from readapt_api.jobs import AdaptationSettings, GateSettings
     from readapt_runtime.adapt.folders import Folders, adapt_folders
 
     result = adapt_folders(
-        Folders(old_base, new_base, adapter, train, validation, test, out),
+        Folders(old_base, new_base, adapter, train, validation, test, inputs, out),
         AdaptationSettings(
-            policy=policy.value,
+            policy=policy,
             min_retention=min_retention,
             trials=trials,
             max_steps=max_steps,
             learning_rate=learning_rate,
             batch_size=batch_size,
         ),
-        GateSettings(max_regression=max_regression, confidence=confidence, max_samples=max_samples),
+        GateSettings(
+            mode=gate_mode,
+            metric=metric,
+            max_regression=max_regression,
+            confidence=confidence,
+            max_samples=max_samples,
+        ),
     )
     sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")

@@ -1,13 +1,15 @@
 """Examples of an adapter's task, and who may look at which of them.
 
-In: the JSON Lines of a Data artifact (``prompt``, ``completion``). Out: ``Splits``, whose four parts share no prompt:
+In: the JSON Lines of a Data artifact (``prompt``, ``completion``). Out: ``Splits``, whose parts share no prompt:
 
     train       fine-tuning
     search      the objective of the search over α and β            from validation
     stopping    when to stop tuning, which checkpoint to keep       from validation
     gate        the final test, seen by nothing else                test, else half of validation
+    inputs      prompts for the old pair to answer
 
-Membership follows from a hash of the prompt, so it does not depend on the order of the files.
+Where there are inputs alone they are divided among the first four, whose completions are empty. Membership follows from
+a hash of the prompt, so it does not depend on the order of the files.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from readapt_runtime.examples import BadData, read_pairs
+from readapt_api.adaptation import Metric
+from readapt_runtime.examples import BadData, read_pairs, read_prompts
 
 MAX_CHOICES = 256
 SEARCH_EXAMPLES = 96
@@ -46,9 +49,17 @@ class Splits:
     gate: tuple[Example, ...]
     """In the fixed pseudo-random order in which the gate looks at them."""
     choices: tuple[str, ...]
-    """The distinct completions of the training file, sorted: the labels of Accuracy."""
+    """The distinct completions of the training file, sorted: the labels of Accuracy; none where there are too many."""
     leaked: int
-    """Examples of train and validation that were dropped because their prompt is in another split."""
+    """Examples and inputs that were dropped because their prompt is in another split."""
+    inputs: tuple[str, ...] = ()
+    labelled: bool = True
+    """Whether completions are known."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether completions are labels, of which most come again and again."""
+        return 0 < 2 * len(self.choices) <= len(self.train)
 
     def require_tuning(self) -> None:
         """Raises BadData unless there is enough to search and tune with."""
@@ -58,14 +69,14 @@ class Splits:
                 raise BadData(f"{count} examples are left for {name}, at least {_LEAST} are needed")
 
 
-def read_splits(folder: Path) -> Splits:
-    """The splits of a Data artifact: train.jsonl, validation.jsonl and, when it is there, test.jsonl."""
-    test = folder / "test.jsonl"
-    return split(
-        read_examples(folder / "train.jsonl"),
-        read_examples(folder / "validation.jsonl"),
-        read_examples(test) if test.is_file() else (),
+def read_splits(folder: Path, metric: Metric = Metric.ACCURACY) -> Splits:
+    """The splits of a Data artifact, from as many of its files as are there."""
+    train, validation, test = (
+        read_examples(file) if file.is_file() else ()
+        for file in (folder / f"{name}.jsonl" for name in ("train", "validation", "test"))
     )
+    inputs = folder / "inputs.jsonl"
+    return split(train, validation, test, read_inputs(inputs) if inputs.is_file() else (), metric)
 
 
 def read_examples(path: Path) -> tuple[Example, ...]:
@@ -73,34 +84,91 @@ def read_examples(path: Path) -> tuple[Example, ...]:
     return tuple(Example(prompt, completion) for prompt, completion in read_pairs(path, str(path)))
 
 
-def split(train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> Splits:
+def read_inputs(path: Path) -> tuple[str, ...]:
+    """The prompts of one JSON Lines file; raises as ``read_examples``."""
+    return tuple(read_prompts(path, str(path)))
+
+
+def split(
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    test: Sequence[Example],
+    inputs: Sequence[str] = (),
+    metric: Metric = Metric.ACCURACY,
+) -> Splits:
     """Divides the examples; ``test`` may be empty, then half of validation (by hash) is the gate's.
 
-    Raises BadData when train has no label or more than MAX_CHOICES, or when nothing is left for the gate.
+    Raises BadData when the metric does not fit the data and when nothing is left for the gate.
     """
-    choices = tuple(sorted({e.completion for e in train}))
-    if not 0 < len(choices) <= MAX_CHOICES:
-        raise BadData(f"Accuracy needs 1 to {MAX_CHOICES} distinct completions in train, there are {len(choices)}")
-    gate = tuple(test) or tuple(e for e in validation if _half(e.prompt))
+    if not train and not validation:
+        return _split_inputs(inputs, metric)
+    gate = tuple(test) or tuple(e for e in validation if _byte(e.prompt) < _HALF)
     if not gate:
         raise BadData("no examples are left for the gate: give a test file or a larger validation file")
     tuning, leaked_validation = _without(validation, gate if test else ())
     if not test:
-        tuning = tuple(e for e in tuning if not _half(e.prompt))
+        tuning = tuple(e for e in tuning if _byte(e.prompt) >= _HALF)
     search, stopping = _divide(tuning)
     train_left, leaked_train = _without(train, (*gate, *search, *stopping))
+    left, leaked_inputs = _new_prompts(inputs, (*train, *gate, *search, *stopping))
     return Splits(
         train=train_left,
         search=search,
         stopping=stopping,
         gate=tuple(sorted(gate, key=lambda e: e.rank("gate"))),
-        choices=choices,
-        leaked=leaked_validation + leaked_train,
+        choices=_choices(train, (*gate, *search, *stopping), metric),
+        leaked=leaked_validation + leaked_train + leaked_inputs,
+        inputs=left,
     )
 
 
-def _half(prompt: str) -> bool:
-    return hashlib.sha256(f"split\0{prompt}".encode()).digest()[0] < 128
+def _split_inputs(inputs: Sequence[str], metric: Metric) -> Splits:
+    """Two fifths for the gate, one for search and stopping, two for training."""
+    if not inputs:
+        raise BadData("no examples: give train and validation, or inputs")
+    if metric.needs_labels:
+        raise BadData(f"{metric} needs train and validation; inputs without completions are judged by Agreement")
+    prompts, dropped = _new_prompts(inputs, ())
+    unlabelled = [Example(prompt, "") for prompt in prompts]
+    gate = [e for e in unlabelled if _byte(e.prompt) < 2 * _FIFTH]
+    search, stopping = _divide(e for e in unlabelled if 2 * _FIFTH <= _byte(e.prompt) < 3 * _FIFTH)
+    if not gate:
+        raise BadData(f"of {len(prompts)} inputs none is left for the gate: give more")
+    return Splits(
+        train=tuple(e for e in unlabelled if _byte(e.prompt) >= 3 * _FIFTH),
+        search=search,
+        stopping=stopping,
+        gate=tuple(sorted(gate, key=lambda e: e.rank("gate"))),
+        choices=(),
+        leaked=dropped,
+        labelled=False,
+    )
+
+
+def _choices(train: Sequence[Example], others: Iterable[Example], metric: Metric) -> tuple[str, ...]:
+    """The label set. Raises BadData where Accuracy cannot be measured with it."""
+    found = tuple(sorted({e.completion for e in train}))
+    if metric is Metric.ACCURACY and not 0 < len(found) <= MAX_CHOICES:
+        raise BadData(f"Accuracy needs 1 to {MAX_CHOICES} distinct completions in train, there are {len(found)}")
+    if not found:
+        raise BadData("train has no examples")
+    if metric is not Metric.ACCURACY:
+        return found if len(found) <= MAX_CHOICES else ()
+    foreign = sorted({e.completion for e in others} - set(found))
+    if foreign:
+        raise BadData(
+            f"{len(foreign)} completions of validation and test are none of train's {len(found)} labels, such as "
+            f"{foreign[0][:60]!r}"
+        )
+    return found
+
+
+_HALF, _FIFTH = 128, 51
+"""Of the 256 values of ``_byte``."""
+
+
+def _byte(prompt: str) -> int:
+    return hashlib.sha256(f"split\0{prompt}".encode()).digest()[0]
 
 
 def _divide(examples: Iterable[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
@@ -126,3 +194,10 @@ def _without(examples: Iterable[Example], others: Iterable[Example]) -> tuple[tu
     every = tuple(examples)
     kept = tuple(e for e in every if e.prompt not in prompts)
     return kept, len(every) - len(kept)
+
+
+def _new_prompts(inputs: Sequence[str], others: Iterable[Example]) -> tuple[tuple[str, ...], int]:
+    """Each of ``inputs`` once unless it is a prompt of ``others``, and how many were dropped."""
+    known = {e.prompt for e in others}
+    kept = tuple(dict.fromkeys(prompt for prompt in inputs if prompt not in known))
+    return kept, len(inputs) - len(kept)

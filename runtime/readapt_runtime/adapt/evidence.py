@@ -18,6 +18,6 @@ def circumstances(base: LoadedBase) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "dtype": str(base.dtype).removeprefix("torch."),
         "processor": torch.backends.cpu.get_cpu_capability(),
-        "metric": {"name": "Accuracy", "version": METRIC_VERSION},
+        "metricVersion": METRIC_VERSION,
         "versions": {name: str(library.__version__) for name, library in libraries.items()},
     }

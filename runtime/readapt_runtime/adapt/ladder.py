@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from readapt_api.adaptation import Policy
 from readapt_api.artifacts import Origin
 from readapt_api.conditions import GATE_FAILED, GATE_PASSED, GATE_UNDECIDED, RETENTION_TOO_LOW
 from readapt_api.jobs import GateVerdict, RungResult
+from readapt_runtime.adapt.data import Splits
 from readapt_runtime.adapt.gate import Decision
+from readapt_runtime.examples import BadData
 
-RUNGS: Mapping[str, tuple[Origin, ...]] = {
-    "Auto": (Origin.COPIED, Origin.RELORA),
-    "Copy": (Origin.COPIED,),
-    "ReLoRA": (Origin.RELORA,),
+RUNGS: Mapping[Policy, tuple[Origin, ...]] = {
+    Policy.AUTO: (Origin.COPIED, Origin.RELORA, Origin.REFRESHED, Origin.RETRAINED),
+    Policy.COPY: (Origin.COPIED,),
+    Policy.RELORA: (Origin.RELORA,),
+    Policy.REFRESH: (Origin.REFRESHED,),
+    Policy.RETRAIN: (Origin.RETRAINED,),
 }
+_NEED_LABELS = (Origin.RELORA, Origin.RETRAINED)
 VERDICTS = {
     Decision.PASS: GateVerdict.PASSED,
     Decision.FAIL: GateVerdict.FAILED,
@@ -25,11 +31,21 @@ VERDICTS = {
 }
 
 
-def next_rung(policy: str, done: Sequence[RungResult]) -> Origin | None:
+def rungs_of(policy: Policy, splits: Splits) -> tuple[Origin, ...]:
+    """In order; those of the policy that can be climbed with the examples. Raises BadData where they are too few."""
+    rungs = tuple(origin for origin in RUNGS[policy] if splits.labelled or origin not in _NEED_LABELS)
+    if not rungs:
+        raise BadData(f"policy {policy} needs train and validation; with inputs alone there are Copy and Refresh")
+    if rungs != (Origin.COPIED,):
+        splits.require_tuning()
+    return rungs
+
+
+def next_rung(rungs: Sequence[Origin], done: Sequence[RungResult]) -> Origin | None:
     """The rung to try now; None when one has passed or none is left."""
     if done and passes(done[-1]):
         return None
-    return next(iter(RUNGS[policy][len(done) :]), None)
+    return next(iter(rungs[len(done) :]), None)
 
 
 def passes(rung: RungResult) -> bool:
@@ -51,10 +67,12 @@ def reason(rungs: Sequence[RungResult]) -> str:
 
 
 def message(rung: RungResult, margin: float) -> str:
-    """One sentence for people."""
-    difference = f"{100 * (rung.score - rung.reference):+.1f} points on {rung.samples} examples"
-    span = f"interval {100 * rung.interval.lower:+.1f} to {100 * rung.interval.upper:+.1f}"
-    text = f"{rung.origin}: {difference}, {span}, allowed {-100 * margin:.1f}"
+    """One sentence for people. Differences are gains: negative is worse, whatever the metric's direction."""
+    metric, unit = rung.metric, rung.metric.unit
+    scores = f"{metric} {unit.score(rung.score)} against {unit.score(rung.reference)}"
+    gain = f"gain {unit.difference(metric.gain(rung.score, rung.reference))} {unit.name} on {rung.samples} examples"
+    span = f"interval {unit.difference(rung.interval.lower)} to {unit.difference(rung.interval.upper)}"
+    text = f"{rung.origin}: {scores}, {gain}, {span}, allowed {unit.difference(-margin)}"
     if not keeps_update(rung):
         return f"{text}; retention {rung.retention:.2f} is below {rung.retention_floor:.2f}"
     if rung.verdict is GateVerdict.UNDECIDED:

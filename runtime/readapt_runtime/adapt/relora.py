@@ -14,11 +14,11 @@ from pydantic import TypeAdapter
 
 from readapt_api.jobs import AdaptationSettings
 from readapt_runtime.adapt.base import LoadedBase
-from readapt_runtime.adapt.comparison import AnswerStream, Pair
+from readapt_runtime.adapt.checkpoints import Checkpoints
 from readapt_runtime.adapt.data import Splits
 from readapt_runtime.adapt.factors import SideFactors, attached, side_factors
 from readapt_runtime.adapt.journal import Journal
-from readapt_runtime.adapt.retention import Retention, Yardstick, floor, holds, retention, text_losses
+from readapt_runtime.adapt.retention import Retention, Yardstick, floor, retention, text_losses
 from readapt_runtime.adapt.search import (
     COPY,
     Measured,
@@ -41,7 +41,6 @@ SEARCH_SEQUENCES = 12
 _FOLDED = 2
 """How many of the best points are folded and scored again."""
 _MEASURED = TypeAdapter(Measured)
-_EVALUATION = TypeAdapter(Evaluation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,16 @@ class Found:
     evidence: dict[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A starting point, graded."""
+
+    adapter: LoraAdapter
+    start: Point
+    first: Evaluation
+    evidence: dict[str, object]
+
+
 @dataclass(slots=True)
 class Relora:
     """Everything the rung needs; ``run`` is its life."""
@@ -67,8 +76,7 @@ class Relora:
     settings: AdaptationSettings
     yardstick: Yardstick
     of_copy: Retention | None
-    reference_score: float
-    """Accuracy of the old pair on the stopping examples."""
+    checkpoints: Checkpoints
     replay: Callable[[], Sequence[Sequence[int]]]
     """Text of the new base to learn from; drawn only when tuning is needed."""
     seed: int
@@ -83,31 +91,37 @@ class Relora:
 
     def run(self) -> Found:
         """Searches, folds, and tunes if it must. Raises Diverged."""
+        begun = self.begin()
+        first, start = begun.first, begun.start
+        evidence = {**begun.evidence, "target": self.checkpoints.exam.target}
+        if first.ready and (start != COPY or self.copy_may_win):
+            return Found(
+                begun.adapter, first.retention, start, 0, {**evidence, "tuned": False, "curve": [asdict(first)]}
+            )
+        with self.timed("tuning"):
+            lessons, evaluate = Lessons(encode(self.base, self.splits.train), self.replay()), self.checkpoints.evaluate
+            tuned = tune(self.base, begun.adapter, first, lessons, self._tuning(), evaluate, self.journal)
+        curve = [asdict(e) for e in tuned.curve]
+        evidence |= {"tuned": True, "curve": curve, "trainLosses": list(tuned.train_losses), "best": tuned.best.step}
+        return Found(tuned.adapter, tuned.best.retention, start, tuned.best.step, evidence)
+
+    def begin(self) -> Begun:
+        """Where tuning starts from: what the search found, else Copy. Raises Diverged."""
         self._search_rows = encode(self.base, self.splits.search)
         with self.timed("search"):
             trials, start = self._search()
         adapter = fold(self.adapter, self.drift, start.point)
         with self.timed("evaluation"):
-            first = self._evaluate(0, adapter, ())
+            first = self.checkpoints.evaluate(0, adapter, ())
             if not first.feasible and start.point != COPY:
                 # The part of the text that the search saw was kinder than the whole: Copy always keeps the floor.
                 start, adapter = self._measured("folded", COPY, self._side(self.adapter)), self.adapter
-                first = self._evaluate(0, adapter, (first,))
+                first = self.checkpoints.evaluate(0, adapter, (first,))
         evidence: dict[str, object] = {
             "trials": [_trial(t) for t in trials],
             "start": {**_trial(start), "keptEnergy": kept_energy(self.adapter, self.drift, start.point)},
-            "referenceScore": self.reference_score,
         }
-        if first.ready and (start.point != COPY or self.copy_may_win):
-            return Found(
-                adapter, first.retention, start.point, 0, {**evidence, "tuned": False, "curve": [asdict(first)]}
-            )
-        with self.timed("tuning"):
-            lessons = Lessons(encode(self.base, self.splits.train), self.replay())
-            tuned = tune(self.base, adapter, first, lessons, self._tuning(), self._evaluate, self.journal)
-        curve = [asdict(e) for e in tuned.curve]
-        evidence |= {"tuned": True, "curve": curve, "trainLosses": list(tuned.train_losses), "best": tuned.best.step}
-        return Found(tuned.adapter, tuned.best.retention, start.point, tuned.best.step, evidence)
+        return Begun(adapter, start.point, first, evidence)
 
     def _search(self) -> tuple[list[Measured], Measured]:
         shares = iter(0.2 + 0.2 * n / self.settings.trials for n in range(self.settings.trials))
@@ -148,26 +162,6 @@ class Relora:
         measured = Measured(point, tuple(losses.tolist()), value, self._part_floor)
         self.log.info("trial", alpha=point.alpha, beta=point.beta, loss=measured.loss, retention=value)
         return measured
-
-    def _evaluate(self, step: int, adapter: LoraAdapter, before: Sequence[Evaluation]) -> Evaluation:
-        """A checkpoint on the stopping examples and, when it may be kept, on the whole retention text."""
-        self.log.progress(0.4 + 0.4 * step / self.settings.max_steps, "tuning")
-        name = f"evaluation at step {step} of {adapter.fingerprint}"
-        return self.journal.once(name, _EVALUATION, lambda: self._evaluated(step, adapter, before))
-
-    def _evaluated(self, step: int, adapter: LoraAdapter, before: Sequence[Evaluation]) -> Evaluation:
-        examples = self.splits.stopping
-        right = AnswerStream(Pair(self.base, adapter), examples, self.splits.choices).first(len(examples))
-        score = sum(right) / len(right)
-        best = max((evaluation.score for evaluation in before), default=0.0)
-        kept, measured = None, self.of_copy is not None and score >= min(best, self.reference_score)
-        if measured:
-            with attached(self.base.model, self._side(adapter)):
-                kept = retention(self.yardstick, text_losses(self.base, self.yardstick.tokens))
-        feasible = self.of_copy is None or (measured and holds(kept, self._floor(self.of_copy)))
-        value = None if kept is None else kept.value
-        self.log.info("checkpoint", step=step, score=score, reference=self.reference_score, retention=value)
-        return Evaluation(step, score, kept, feasible, ready=feasible and score >= self.reference_score)
 
     def _floor(self, of_copy: Retention | None) -> float | None:
         return floor(float(self.settings.min_retention), of_copy)

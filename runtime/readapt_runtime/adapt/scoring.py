@@ -21,7 +21,7 @@ from torch import Tensor
 from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.tokens import batches, causal, joint_ids, shared
 
-METRIC_VERSION = 1
+METRIC_VERSION = 2
 """Raised when answers change for equal inputs: cached answers then no longer count."""
 
 

@@ -88,7 +88,7 @@ class Evaluation:
 
     step: int
     score: float
-    """Accuracy."""
+    """By the metric of the gate; larger is better."""
     retention: Retention | None
     """None where it was not measured: the checkpoint is no candidate, or there is no yardstick."""
     feasible: bool

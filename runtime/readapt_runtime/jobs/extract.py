@@ -2,22 +2,26 @@
 
 The adapter is first held against the weights (module by module, in ``extract``), then the gate holds its answers
 against the checkpoint's own on the examples that nothing else sees. Only a variant that passes is published; the
-outcome, with its evidence, is recorded either way.
+outcome, with its evidence, is recorded either way. Where the gate is skipped the weights are all that is checked.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from readapt_api.adaptation import GateMode
 from readapt_api.artifacts import PROBE, ArtifactKind, FactorBlock, Origin, Provenance
+from readapt_api.conditions import GATE_SKIPPED
 from readapt_api.errors import Terminal
 from readapt_api.jobs import ExtractRequest, GateVerdict, Outcome, RungResult
 from readapt_runtime.adapt import gate, ladder
 from readapt_runtime.adapt.base import fix_threads, load_base
 from readapt_runtime.adapt.comparison import AnswerCache, AnswerStream, Comparison, Pair, compare
 from readapt_runtime.adapt.data import Splits, read_splits
+from readapt_runtime.adapt.measure import Measure
+from readapt_runtime.adapt.suitability import require_room
 from readapt_runtime.extract import EXTRACT_REPORT, Extraction, RankPolicy, extract
 from readapt_runtime.extract.sidecar import SIDECAR_WEIGHTS
 from readapt_runtime.lora_format import base_shapes, read_adapter
@@ -36,7 +40,8 @@ class _Inputs:
 
     base: Artifact
     checkpoint: Artifact
-    splits: Splits
+    splits: Splits | None
+    """None where the gate is skipped."""
 
 
 def run(request: ExtractRequest, store: Store, log: Log) -> Outcome:
@@ -52,9 +57,10 @@ def run(request: ExtractRequest, store: Store, log: Log) -> Outcome:
     )
     with store.stage() as folder:
         found = extract(inputs.base.path, inputs.checkpoint.path, folder, policy, log)
-        seen = _gate(request, inputs, folder, store, log)
-        rung = _rung(seen, found, time.monotonic() - started)
-        variant = _publish(request, inputs, found, store) if rung.verdict is GateVerdict.PASSED else None
+        seen = None if inputs.splits is None else _gate(request, inputs, inputs.splits, folder, store, log)
+        rung = None if seen is None else _rung(request, seen, found, time.monotonic() - started)
+        passed = rung is None or rung.verdict is GateVerdict.PASSED
+        variant = _publish(request, inputs, found, store) if passed else None
     outcome = Outcome(
         name=request.name,
         input_hash=request.input_hash,
@@ -62,49 +68,59 @@ def run(request: ExtractRequest, store: Store, log: Log) -> Outcome:
         variant=variant,
         origin=Origin.EXTRACTED,
         rank=found.rank,
-        rungs=(rung,),
-        repair_seconds=rung.seconds,
-        reason=ladder.reason((rung,)),
-        message=rung.message,
+        rungs=() if rung is None else (rung,),
+        repair_seconds=time.monotonic() - started,
+        reason=GATE_SKIPPED if rung is None else ladder.reason((rung,)),
+        message=_kept(found) if rung is None else rung.message,
         evidence=store.write_evidence(request.input_hash, _evidence(request, seen, found, inputs.splits)),
     )
     store.write_result(request.input_hash, outcome)
-    log.info("gated", verdict=rung.verdict.value, score=rung.score, reference=rung.reference, samples=rung.samples)
+    log.info("extracted", adapter=request.name, passed=outcome.passed, reason=outcome.reason, message=outcome.message)
     return outcome
 
 
 def _open(request: ExtractRequest, store: Store) -> _Inputs:
+    base, checkpoint = store.open(request.base), store.open(request.checkpoint)
+    if request.gate.mode is GateMode.SKIP:
+        return _Inputs(base, checkpoint, None)
     if request.data is None:
         raise GateNeedsData(f"{request.name}: an extracted variant is compared with its checkpoint on spec.data")
-    splits = read_splits(store.open(request.data).path)
-    return _Inputs(store.open(request.base), store.open(request.checkpoint), splits)
+    return _Inputs(base, checkpoint, read_splits(store.open(request.data).path, request.gate.metric))
 
 
-def _gate(request: ExtractRequest, inputs: _Inputs, folder: Path, store: Store, log: Log) -> Comparison:
+def _gate(request: ExtractRequest, inputs: _Inputs, splits: Splits, folder: Path, store: Store, log: Log) -> Comparison:
     """The checkpoint's answers are cached: another rank of the same checkpoint does not ask them again."""
     base = load_base(inputs.base.path, request.base)
     checkpoint = load_base(inputs.checkpoint.path, request.checkpoint, base.dtype)
     adapter = read_adapter(folder, base_shapes(inputs.base.path))
-    examples = inputs.splits.gate[: request.gate.max_samples]
-    settings = request.gate
+    require_room(base, splits)
+    settings, measure = request.gate, Measure.of(request.gate.metric, splits, base)
+    examples = splits.gate[: settings.max_samples]
     rule = gate.Rule.for_policy(float(settings.confidence), float(settings.max_regression), len(examples), rungs=1)
-    cache = AnswerCache.of(store, request.checkpoint, checkpoint, request.data or "", "gate")
-    reference = AnswerStream(Pair(checkpoint, None), examples, inputs.splits.choices, cache)
-    candidate = AnswerStream(Pair(base, adapter), examples, inputs.splits.choices)
-    return compare(reference, candidate, rule, lambda share: log.progress(share, "comparing with the checkpoint"))
+    cache = AnswerCache.of(store, request.checkpoint, checkpoint, request.data or "", "gate", measure.form)
+    reference = AnswerStream(Pair(checkpoint, None), examples, measure.form, cache)
+    candidate = AnswerStream(Pair(base, adapter), examples, measure.form)
+    comparing = "comparing with the checkpoint"
+    return compare(reference, candidate, measure, rule, lambda share: log.progress(share, comparing))
 
 
-def _rung(seen: Comparison, found: Extraction, seconds: float) -> RungResult:
-    scores = f"accuracy {seen.score:.1%}, the checkpoint's is {seen.reference:.1%}"
-    text = f"rank {found.rank} keeps {found.report.energy:.1%} of the change; {scores}"
+def _kept(found: Extraction) -> str:
+    return f"rank {found.rank} keeps {found.report.energy:.1%} of the change"
+
+
+def _rung(request: ExtractRequest, seen: Comparison, found: Extraction, seconds: float) -> RungResult:
+    metric = request.gate.metric
+    scores = f"{metric} {metric.unit.score(seen.score)}, the checkpoint's is {metric.unit.score(seen.reference)}"
+    text = f"{_kept(found)}; {scores}"
     needed = "" if seen.samples_needed is None else f"; about {seen.samples_needed} examples would decide"
     return RungResult(
         origin=Origin.EXTRACTED,
         verdict=ladder.VERDICTS[seen.decision],
+        metric=metric,
         score=seen.score,
         reference=seen.reference,
         interval=seen.interval,
-        samples=seen.counts.samples,
+        samples=seen.evidence.samples,
         samples_needed=seen.samples_needed,
         seconds=seconds,
         message=text + needed,
@@ -113,7 +129,7 @@ def _rung(seen: Comparison, found: Extraction, seconds: float) -> RungResult:
 
 def _publish(request: ExtractRequest, inputs: _Inputs, found: Extraction, store: Store) -> str:
     """The variant with its probe; report and sidecar go beside it and are not part of its digest."""
-    prompts = [example.prompt for example in inputs.splits.train[:8]]
+    prompts = [] if inputs.splits is None else [example.prompt for example in inputs.splits.train[:8]]
     write_probe(found.folder, inputs.base, prompts)
     beside = [PROBE, EXTRACT_REPORT, SIDECAR_WEIGHTS]
     manifest = store.publish(
@@ -133,14 +149,17 @@ def _publish(request: ExtractRequest, inputs: _Inputs, found: Extraction, store:
     return manifest.digest
 
 
-def _evidence(request: ExtractRequest, seen: Comparison, found: Extraction, splits: Splits) -> dict[str, object]:
-    return {
-        "request": request.to_wire(),
-        "counts": asdict(seen.counts),
-        "score": seen.score,
-        "reference": seen.reference,
-        "interval": seen.interval.to_wire(),
-        "choices": len(splits.choices),
-        "leaked": splits.leaked,
-        "extraction": found.report.to_wire(),
-    }
+def _evidence(
+    request: ExtractRequest, seen: Comparison | None, found: Extraction, splits: Splits | None
+) -> dict[str, object]:
+    evidence: dict[str, object] = {"request": request.to_wire(), "extraction": found.report.to_wire()}
+    if seen is not None and splits is not None:
+        evidence |= {
+            "counts": seen.evidence.facts(),
+            "score": seen.score,
+            "reference": seen.reference,
+            "interval": seen.interval.to_wire(),
+            "choices": len(splits.choices),
+            "leaked": splits.leaked,
+        }
+    return evidence

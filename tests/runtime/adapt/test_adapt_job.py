@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from readapt_api.adaptation import GateMode, Metric, Policy
 from readapt_api.artifacts import PROBE, ArtifactKind, FactorBlock, Origin, Probe
 from readapt_api.contract import Digest
 from readapt_api.digest import hex_of
@@ -234,7 +236,7 @@ def test_a_finished_job_answers_from_its_record(published: Published, outcome: O
 
 
 def test_an_exhausted_ladder_is_a_result_with_evidence_and_no_variant(published: Published, outcome: Outcome) -> None:
-    request = published.asking(adaptation=SETTINGS.model_copy(update={"policy": "Copy"}))
+    request = published.asking(adaptation=SETTINGS.model_copy(update={"policy": Policy.COPY}))
     failed = run(request, published.store, JsonLog(io.StringIO()))[0]
     assert not failed.passed
     assert failed.variant is None
@@ -265,17 +267,85 @@ def test_a_variant_of_another_base_is_refused(published: Published) -> None:
 
 
 def test_a_learning_rate_that_diverges_is_terminal(published: Published) -> None:
-    wild = SETTINGS.model_copy(update={"policy": "ReLoRA", "trials": 4, "learning_rate": "1e30", "max_steps": 30})
+    wild = SETTINGS.model_copy(update={"policy": Policy.RELORA, "trials": 4, "learning_rate": "1e30", "max_steps": 30})
     with pytest.raises(Diverged, match="learningRate"):
         run(published.asking(adaptation=wild), published.store, JsonLog(io.StringIO()))
+
+
+def test_a_skipped_gate_copies_without_data_and_says_so(world: Any, published: Published) -> None:
+    skipped = published.asking(data=None, gate=GateSettings(mode=GateMode.SKIP))
+    copied = run(skipped, published.store, JsonLog(io.StringIO()))[0]
+    assert (copied.passed, copied.origin, copied.reason, copied.rungs) == (True, Origin.COPIED, "GateSkipped", ())
+    artifact = published.store.open(variant_of(copied), verify=True)
+    assert (artifact.manifest.base, artifact.manifest.rank) == (published.request.new_base, 8)
+    assert Probe.model_validate_json((artifact.path / PROBE).read_bytes()).prompts
+    ours = read_adapter(artifact.path, linear_shapes(world.new.model.config.to_dict()))
+    assert all(ours.modules[name].b.equal(module.b) for name, module in world.adapter.modules.items())
+    assert run(skipped, published.store, JsonLog(io.StringIO())) == (copied,)
+
+
+@pytest.fixture(scope="module")
+def unlabelled(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """The same move with prompts alone."""
+    data = tmp_path_factory.mktemp("inputs")
+    texts = [(world.folder / "data" / f"{name}.jsonl").read_text() for name in ("train", "test")]
+    prompts = [{"prompt": json.loads(line)["prompt"]} for text in texts for line in text.splitlines()]
+    (data / "inputs.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    return publish(world, tmp_path_factory.mktemp("store-of-inputs"), data)
+
+
+def test_refresh_learns_from_the_old_pair_without_labels(unlabelled: Published) -> None:
+    gate = GateSettings(metric=Metric.AGREEMENT, max_regression="0.1", max_samples=800)
+    outcome = run(unlabelled.asking(gate=gate), unlabelled.store, JsonLog(io.StringIO()))[0]
+    copied, refreshed = outcome.rungs
+    assert (copied.origin, copied.verdict) == (Origin.COPIED, GateVerdict.FAILED)
+    assert (refreshed.origin, refreshed.verdict) == (Origin.REFRESHED, GateVerdict.PASSED)
+    assert (refreshed.metric, refreshed.reference) == (Metric.AGREEMENT, 1.0)
+    assert refreshed.retention_floor is None or (refreshed.retention or 0) >= refreshed.retention_floor
+    assert outcome.reason == "GatePassed"
+    manifest = unlabelled.store.open(variant_of(outcome)).manifest
+    assert manifest.provenance is not None
+    assert manifest.provenance.origin is Origin.REFRESHED
+    assert manifest.provenance.parameters["start"] in ("Copied", "ReLoRA")
+
+
+def test_metrics_that_need_labels_are_refused_without(unlabelled: Published) -> None:
+    before = set(unlabelled.store.root.glob("artifacts/*"))
+    with pytest.raises(BadData, match="Accuracy needs train and validation"):
+        run(unlabelled.request, unlabelled.store, JsonLog(io.StringIO()))
+    assert set(unlabelled.store.root.glob("artifacts/*")) == before
+
+
+def test_retrain_starts_from_scratch_and_chooses_its_learning_rate(world: Any, published: Published) -> None:
+    settings = SETTINGS.model_copy(update={"policy": Policy.RETRAIN, "learning_rate": "1e-3", "max_steps": 120})
+    request = published.asking(adaptation=settings, gate=GATE.model_copy(update={"max_regression": "0.1"}))
+    outcome = run(request, published.store, JsonLog(io.StringIO()))[0]
+    (rung,) = outcome.rungs
+    assert (rung.origin, rung.verdict) == (Origin.RETRAINED, GateVerdict.PASSED), rung.message
+    runs = evidence_of(published, outcome)["retrained"]["runs"]
+    assert [each["learningRate"] for each in runs] == pytest.approx([4e-3, 1e-3, 1.6e-2][: len(runs)])
+    assert all(each["curve"][0]["score"] < 0.5 for each in runs)
+    again = run(request, published.store, JsonLog(io.StringIO()))[0]
+    assert again == outcome
+
+
+def test_a_prompt_longer_than_the_model_is_terminal_and_publishes_nothing(world: Any, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(world.folder / "data", tmp_path / "data"))
+    with (data / "train.jsonl").open("a") as stream:
+        stream.write(json.dumps({"prompt": "g1 " * 300, "completion": " label1"}) + "\n")
+    long = publish(world, tmp_path / "store", data)
+    before = set(long.store.root.glob("artifacts/*"))
+    with pytest.raises(BadData, match="301 tokens and an end does not fit the base, which reads 256"):
+        run(long.request, long.store, JsonLog(io.StringIO()))
+    assert set(long.store.root.glob("artifacts/*")) == before
 
 
 def test_too_little_data_is_terminal(world: Any, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    for name, lines in (("train", 4), ("validation", 4), ("test", 50)):
+    for name, lines in (("train", 100), ("validation", 4), ("test", 50)):
         text = (world.folder / "data" / f"{name}.jsonl").read_text().splitlines(keepends=True)
         (data / f"{name}.jsonl").write_text("".join(text[:lines]))
     small = publish(world, tmp_path / "store", data)
-    with pytest.raises(BadData, match="at least 8 are needed"):
+    with pytest.raises(BadData, match="1 examples are left for search, at least 8 are needed"):
         run(small.request, small.store, JsonLog(io.StringIO()))

@@ -10,6 +10,7 @@ import torch
 from readapt_runtime.adapt.base import LoadedBase, load_base
 from readapt_runtime.adapt.comparison import AnswerCache, AnswerStream, Pair
 from readapt_runtime.adapt.data import Example
+from readapt_runtime.adapt.forms import GreedyText, LikeliestChoice, ReferenceLoss
 from readapt_runtime.adapt.scoring import choice_scores, needs_end, prepare
 from readapt_runtime.adapt.tokens import encode, mean_losses
 from readapt_runtime.store import Store
@@ -81,15 +82,32 @@ def test_long_prompts_keep_their_end(base: LoadedBase) -> None:
 def test_answers_are_asked_once_and_kept_in_the_store(base: LoadedBase, tmp_path: Path) -> None:
     store, digest = Store(tmp_path), f"sha256:{'5' * 64}"
     examples = [Example(prompt, choice) for prompt in PROMPTS for choice in "abc"]
-    cache = AnswerCache.of(store, digest, base, digest, "gate")
-    first = AnswerStream(Pair(base, None), examples, ["a", "b", "c"], cache)
+    form = LikeliestChoice(("a", "b", "c"))
+    cache = AnswerCache.of(store, digest, base, digest, "gate", form)
+    first = AnswerStream(Pair(base, None), examples, form, cache)
     some = first.first(4)
     assert len(cache.load()) == 4
-    every = first.first(9)
+    every = first.all()
     assert every[:4] == some
-    assert sum(every) == len(PROMPTS)
-    again = AnswerStream(
-        Pair(base, None), examples, ["a", "b", "c"], AnswerCache.of(store, digest, base, digest, "gate")
-    )
-    assert again.first(9) == every
-    assert AnswerCache.of(store, digest, base, digest, "stopping").load() == ()
+    assert sum(a == e.completion for a, e in zip(every, examples, strict=True)) == len(PROMPTS)
+    asked = AnswerStream(Pair(base, None), examples, Never(), AnswerCache.of(store, digest, base, digest, "gate", form))
+    assert asked.all() == every
+    for part, other in (("stopping", form), ("gate", ReferenceLoss()), ("gate", GreedyText(8))):
+        assert AnswerCache.of(store, digest, base, digest, part, other).load() == ()
+
+
+class Never:
+    """A form that must not be needed."""
+
+    name = "never"
+
+    def ask(self, base: LoadedBase, examples: object) -> list[str]:
+        raise AssertionError("asked again")
+
+
+def test_losses_come_back_from_the_store_bit_for_bit(base: LoadedBase, tmp_path: Path) -> None:
+    digest, examples = f"sha256:{'6' * 64}", [Example(prompt, " a card") for prompt in PROMPTS]
+    cache = AnswerCache.of(Store(tmp_path), digest, base, digest, "gate", ReferenceLoss())
+    found = AnswerStream(Pair(base, None), examples, ReferenceLoss(), cache).all()
+    assert all(isinstance(loss, float) for loss in found)
+    assert list(cache.load()) == found

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from readapt_runtime.adapt.data import MAX_CHOICES, Example, read_examples, split
+from readapt_api.adaptation import Metric
+from readapt_runtime.adapt.data import MAX_CHOICES, Example, read_examples, read_inputs, read_splits, split
 from readapt_runtime.examples import BadData
 
 
@@ -45,6 +46,62 @@ def test_too_many_labels_are_refused_with_their_number() -> None:
     with pytest.raises(BadData, match="300"):
         split(some("train", 300, labels=300), some("validation", 50), [])
     assert len(split(some("train", 400, labels=MAX_CHOICES), some("validation", 50), []).choices) == MAX_CHOICES
+
+
+LABELS_ELSEWHERE = [metric for metric in Metric if metric is not Metric.ACCURACY]
+
+
+@pytest.mark.parametrize("metric", LABELS_ELSEWHERE)
+def test_free_text_is_no_matter_to_the_other_metrics(metric: Metric) -> None:
+    splits = split(some("train", 300, labels=300), some("validation", 50, labels=50), [], metric=metric)
+    assert (splits.choices, splits.has_labels) == ((), False)
+    assert split(some("train", 30), some("validation", 50), [], metric=metric).has_labels
+
+
+@pytest.mark.parametrize("where", ["validation", "test"])
+def test_labels_outside_the_label_set_are_refused(where: str) -> None:
+    data = {"validation": some("validation", 40), "test": some("test", 40)}
+    data[where].append(Example("odd", " lable3"))
+    with pytest.raises(BadData, match=r"1 completions of validation and test are none of train's 4 labels.*' lable3'"):
+        split(some("train", 40), data["validation"], data["test"])
+
+
+def test_inputs_alone_are_divided_among_all_parts() -> None:
+    prompts = [f"input {i}" for i in range(400)]
+    splits = split([], [], [], [*prompts, *prompts[:7]], Metric.AGREEMENT)
+    parts = (splits.gate, splits.search, splits.stopping, splits.train)
+    assert sum(map(len, parts)) == len({e.prompt for part in parts for e in part}) == 400
+    assert 120 < len(splits.gate) < 200
+    assert 120 < len(splits.train) < 200
+    assert (splits.labelled, splits.leaked, splits.inputs) == (False, 7, ())
+    assert {e.completion for part in parts for e in part} == {""}
+
+
+def test_inputs_beside_examples_lose_what_is_judged_by() -> None:
+    validation = some("validation", 40)
+    splits = split(some("train", 40), validation, [], [e.prompt for e in validation] + ["new", "new"])
+    assert splits.inputs == ("new",)
+    assert splits.leaked == 41
+
+
+@pytest.mark.parametrize("metric", [metric for metric in Metric if metric.needs_labels])
+def test_inputs_alone_cannot_be_judged_by_labels(metric: Metric) -> None:
+    with pytest.raises(BadData, match=f"{metric} needs train and validation"):
+        split([], [], [], ["a", "b"], metric)
+
+
+def test_nothing_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="no examples: give train and validation, or inputs"):
+        read_splits(tmp_path, Metric.AGREEMENT)
+
+
+def test_inputs_are_read_whatever_else_their_lines_hold(tmp_path: Path) -> None:
+    file = tmp_path / "inputs.jsonl"
+    file.write_text('{"prompt": "a", "completion": 3}\n\n{"prompt": "b"}\n')
+    assert read_inputs(file) == ("a", "b")
+    file.write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    with pytest.raises(BadData, match=r"inputs\.jsonl line 2: needs a text under 'prompt'"):
+        read_inputs(file)
 
 
 def test_too_few_examples_for_tuning_are_named() -> None:

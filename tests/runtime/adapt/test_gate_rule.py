@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from readapt_runtime.adapt.gate import Counts, Decision, Rule, decide, lower_end, samples_needed, score, upper_end
+from readapt_runtime.adapt.gate import Agreements, Counts, Decision, Evidence, Gains, Rule, decide, samples_needed
+from readapt_runtime.adapt.gate.pairs import score
 
 RULE = Rule(alpha=0.025, margin=0.03, samples=3000)
 
@@ -56,10 +57,10 @@ def test_levels_of_the_looks_add_up_to_the_rungs_share_of_the_budget() -> None:
 
 def test_no_disagreement_at_all_still_has_a_real_interval() -> None:
     counts = Counts(ties=3000)
-    low, high = lower_end(counts, 0.02), upper_end(counts, 0.02)
+    low, high = counts.lower_end(0.02), counts.upper_end(0.02)
     assert -0.01 < low < 0 < high < 0.01
     assert math.isclose(low, -high)
-    assert lower_end(Counts(ties=30), 0.02) < -0.05
+    assert Counts(ties=30).lower_end(0.02) < -0.05
 
 
 @pytest.mark.parametrize("counts", [Counts(7, 25, 68), Counts(0, 3, 97), Counts(12, 0, 400), Counts(40, 41, 9)])
@@ -78,12 +79,25 @@ def test_the_score_uses_the_constrained_maximum_of_the_likelihood(counts: Counts
     assert math.isclose(score(counts, difference), gap / math.sqrt(variance), rel_tol=1e-3, abs_tol=1e-6)
 
 
-@pytest.mark.parametrize("counts", [Counts(5, 9, 400), Counts(30, 12, 958), Counts(3, 60, 500), Counts(0, 0, 300)])
-def test_the_decision_is_where_the_interval_lies(counts: Counts) -> None:
-    for look in RULE.looks():
-        low, high = lower_end(counts, look.alpha), upper_end(counts, look.alpha)
+def _gains(samples: int, mean: float) -> Gains:
+    """Skewed: most are a little above the mean, one in ten far below."""
+    return Gains([mean - 0.72 if i % 10 == 3 else mean + 0.08 for i in range(samples)], bound=1.0)
+
+
+EVIDENCE: list[Evidence] = [
+    *(Counts(5, 9, 400), Counts(30, 12, 958), Counts(3, 60, 500), Counts(0, 0, 300)),
+    *(Agreements(300, 0), Agreements(990, 10), Agreements(950, 50), Agreements(0, 12), Agreements(970, 30)),
+    *(_gains(300, 0.0), _gains(1000, 0.05), _gains(1000, -0.2), Gains([0.0] * 400, 1.0), Gains([-0.001] * 900, 5.0)),
+]
+
+
+@pytest.mark.parametrize("evidence", EVIDENCE, ids=lambda e: f"{type(e).__name__}-{e.samples}-{e.gain:.3f}")
+def test_the_decision_is_where_the_interval_lies(evidence: Evidence) -> None:
+    for look in RULE.looks()[::2]:
+        low, high = evidence.lower_end(look.alpha), evidence.upper_end(look.alpha)
         expected = Decision.PASS if low > -0.03 else Decision.FAIL if high < -0.03 else Decision.MORE
-        assert decide(counts, RULE, look) is expected
+        assert decide(evidence, RULE, look) is expected
+        assert low <= evidence.gain <= high
 
 
 def test_undecided_says_how_many_examples_would_do() -> None:
@@ -96,7 +110,25 @@ def test_undecided_says_how_many_examples_would_do() -> None:
     assert samples_needed(Counts(10, 60, 930), RULE) is None
 
 
+@pytest.mark.parametrize("evidence", [Agreements(980, 20), _gains(1000, -0.005), Gains([0.0] * 300, 5.0)])
+def test_about_as_many_samples_as_are_said_to_be_needed_are_enough(evidence: Evidence) -> None:
+    needed = samples_needed(evidence, RULE)
+    assert needed is not None
+    level = RULE.looks()[-1].alpha
+    assert evidence.samples < needed < 20_000
+    assert not _repeated(evidence, needed // 2).exceeds(-RULE.margin, level)
+    assert _repeated(evidence, 2 * needed).exceeds(-RULE.margin, level)
+
+
+def _repeated(evidence: Evidence, samples: int) -> Evidence:
+    if isinstance(evidence, Gains):
+        return Gains([evidence.values[i % evidence.samples] for i in range(samples)], evidence.bound)
+    assert isinstance(evidence, Agreements)
+    different = round(evidence.different * samples / evidence.samples)
+    return Agreements(samples - different, different)
+
+
 def test_counts_are_of_pairs() -> None:
     pairs = [(True, True), (True, False), (False, True), (False, True), (False, False)]
     assert Counts().add(pairs) == Counts(wins=2, losses=1, ties=2)
-    assert math.isclose(Counts().add(pairs).difference, 0.2)
+    assert math.isclose(Counts().add(pairs).gain, 0.2)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from readapt_api.digest import digest_path
 from readapt_runtime.adapt import folders
@@ -132,7 +133,7 @@ def adapting(sources: Path, tmp_path: Path) -> Callable[..., int]:
     for split in ("train", "validation", "test"):
         lines = [{"prompt": f"{split} {i}", "completion": (" yes", " no")[i % 2]} for i in range(60)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    given = {
+    given: dict[str, Path | str | None] = {
         "--old-base": sources / "v1",
         "--new-base": sources / "v2",
         "--adapter": sources / "adapter",
@@ -140,9 +141,11 @@ def adapting(sources: Path, tmp_path: Path) -> Callable[..., int]:
         "--out": tmp_path / "out",
     }
 
-    def adapt(**changes: Path) -> int:
-        options = given | {f"--{name.replace('_', '-')}": path for name, path in changes.items()}
-        return run(["adapt", *(str(part) for option in options.items() for part in option)])
+    def adapt(**changes: Path | str | None) -> int:
+        """None takes an option away."""
+        options = given | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+        kept = [(name, value) for name, value in options.items() if value is not None]
+        return run(["adapt", *(str(part) for option in kept for part in option)])
 
     return adapt
 
@@ -158,6 +161,9 @@ BAD_INPUT: dict[str, tuple[str, str | None, str]] = {
     "bad line": ("validation", '{"prompt": "a", "completion": "b"}\n{"prompt": 1}\n', "given line 2: "),
     "few examples": ("validation", '{"prompt": "a", "completion": "b"}\n' * 3, "are left for"),
     "empty train": ("train", "", "1 to 256 distinct completions"),
+    "label of its own": ("validation", '{"prompt": "a", "completion": " maybe"}\n' * 60, "none of train's 2 labels"),
+    "no inputs": ("inputs", None, "given: no such file"),
+    "bad inputs": ("inputs", '{"text": "a"}\n', "given line 1: needs a text under 'prompt'"),
 }
 
 
@@ -182,6 +188,58 @@ def test_adapt_looks_at_all_its_input_before_it_measures_the_drift(
     capsys.readouterr()
     assert adapting(**{option: tmp_path / "given", "out": tmp_path / "again"}) == 64
     assert message in capsys.readouterr().err
+
+
+NO_EXAMPLES: dict[str, str | None] = {"train": None, "validation": None, "test": None}
+MISFITS: dict[str, tuple[dict[str, str | None], str]] = {
+    "train alone": ({"validation": None}, "--train and --validation are given together"),
+    "test alone": ({"train": None, "validation": None}, "--test only with them"),
+    "nothing to agree on": (
+        {**NO_EXAMPLES, "metric": "Agreement"},
+        "no examples: give train and validation, or inputs",
+    ),
+    "labels from nowhere": ({**NO_EXAMPLES, "inputs": "inputs.jsonl"}, "Accuracy needs train and validation"),
+    "loss from nowhere": (
+        {**NO_EXAMPLES, "inputs": "inputs.jsonl", "metric": "TokenLoss"},
+        "TokenLoss needs train and validation",
+    ),
+    "nothing to retrain on": (
+        {**NO_EXAMPLES, "inputs": "inputs.jsonl", "metric": "Agreement", "policy": "Retrain"},
+        "policy Retrain needs train and validation",
+    ),
+    "ReLoRA in the dark": ({"gate_mode": "Skip", "policy": "ReLoRA"}, "policy must be Auto or Copy, not ReLoRA"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), MISFITS.values(), ids=MISFITS.keys())
+def test_what_does_not_fit_together_is_said_before_anything_is_computed(
+    changes: dict[str, str | None],
+    message: str,
+    adapting: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inputs.jsonl").write_text("".join(f'{{"prompt": "input {i}"}}\n' for i in range(200)))
+    assert adapting(**changes) == 64
+    assert message in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_skipped_gate_copies_the_weights_without_data(
+    adapting: Callable[..., int], sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapting(**NO_EXAMPLES, gate_mode="Skip") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["passed"], said["origin"], said["reason"]) == (True, "Copied", "GateSkipped")
+    ours, theirs = (
+        load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "out", sources / "adapter")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == digest_path(sources / "v2")
 
 
 def _no_tokenizer(folder: Path) -> None:

@@ -287,6 +287,24 @@ def test_data_is_stored_under_one_pair_of_keys(bench: Any, source: Make) -> None
     assert first == {"prompt": "train question 0:", "completion": " yes"}
 
 
+def test_inputs_are_stored_without_what_else_their_lines_hold(bench: Any, source: Make) -> None:
+    for splits in (("inputs",), ("train", "validation", "test", "inputs")):
+        given = [source("train.jsonl" if name == "inputs" else f"{name}.jsonl", name) for name in splits]
+        ended = bench.run(data_request(*given))
+        assert ended.code == 0, ended.summary.message
+        assert ended.summary.fetch.samples["inputs"] == 30
+        folder = bench.store.open(ended.summary.fetch.digest, verify=True).path
+        first = json.loads((folder / "inputs.jsonl").read_text().splitlines()[0])
+        assert first == {"prompt": "train question 0:"}
+
+
+@pytest.mark.parametrize("splits", [("train", "inputs"), ("test", "inputs"), ("train", "validation", "more")], ids=str)
+def test_splits_that_do_not_go_together_are_refused(bench: Any, source: Make, splits: tuple[str, ...]) -> None:
+    ended = bench.run(data_request(*(source("train.jsonl", name) for name in splits)))
+    assert (ended.code, ended.summary.reason) == (64, "BadData")
+    assert "train and validation" in ended.summary.message
+
+
 def digest_path_of_data(folder: Path) -> str:
     from readapt_api.digest import source_digest
 

@@ -13,12 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from readapt_api.adaptation import GateMode, Metric
 from readapt_api.artifacts import ArtifactKind, Origin
 from readapt_api.jobs import (
     AdaptItem,
     AdaptRequest,
     DriftRequest,
     ExtractRequest,
+    GateSettings,
     GateVerdict,
     Interval,
     JobKind,
@@ -117,6 +119,23 @@ def test_an_extract_that_loses_too_much_is_recorded_and_not_published(
 def test_an_extract_without_data_says_what_is_missing(bench: Any, extract_request: ExtractRequest) -> None:
     ended = bench.run(extract_request.model_copy(update={"data": None}))
     assert (ended.code, ended.summary.reason) == (64, "GateNeedsData")
+
+
+def test_an_extract_whose_gate_is_skipped_needs_no_data(bench: Any, extract_request: ExtractRequest) -> None:
+    skipped = extract_request.model_copy(update={"data": None, "gate": GateSettings(mode=GateMode.SKIP)})
+    (outcome,) = bench.run(skipped).summary.outcomes
+    assert (outcome.passed, outcome.reason, outcome.rungs) == (True, "GateSkipped", ())
+    artifact = bench.store.open(outcome.variant, verify=True)
+    assert {e.name for e in artifact.manifest.attachments} == {"probe.json", "report.json"}
+
+
+@pytest.mark.parametrize("metric", [Metric.AGREEMENT, Metric.TOKEN_LOSS])
+def test_an_extract_is_gated_by_any_metric(bench: Any, extract_request: ExtractRequest, metric: Metric) -> None:
+    gate = GateSettings(metric=metric, max_regression="0.5", confidence="0.9")
+    (outcome,) = bench.run(extract_request.model_copy(update={"gate": gate})).summary.outcomes
+    assert (outcome.passed, outcome.reason) == (True, "GatePassed"), outcome.message
+    assert outcome.rungs[0].metric is metric
+    assert f"; {metric} " in outcome.message
 
 
 def test_an_artifact_that_is_not_there_yet_is_tried_again(bench: Any) -> None:

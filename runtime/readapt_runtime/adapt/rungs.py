@@ -1,0 +1,158 @@
+"""What each rung of the ladder offers to the gate.
+
+In: one adapter over one base move. Out: a ``Candidate`` per rung, made when its turn has come; a later rung may build
+on an earlier one. The gate's examples are not looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from readapt_api.adaptation import Metric
+from readapt_api.artifacts import Origin
+from readapt_runtime.adapt.checkpoints import Candidate, Checkpoints
+from readapt_runtime.adapt.comparison import AnswerCache, Pair
+from readapt_runtime.adapt.data import Splits
+from readapt_runtime.adapt.exam import Exam
+from readapt_runtime.adapt.forms import Form, form_of
+from readapt_runtime.adapt.item import Item, Move
+from readapt_runtime.adapt.journal import Journal
+from readapt_runtime.adapt.refresh import Refresh
+from readapt_runtime.adapt.relora import Relora
+from readapt_runtime.adapt.retention import Retention, Yardstick, cached_replay
+from readapt_runtime.adapt.retrain import RATES, Retrain
+from readapt_runtime.adapt.share import Share
+from readapt_runtime.adapt.teacher import Teacher
+from readapt_runtime.adapt.tokens import encode
+from readapt_runtime.adapt.tuning import Tuning
+from readapt_runtime.lora_format import LoraAdapter
+from readapt_runtime.progress import Log
+from readapt_runtime.store import Store
+
+
+@dataclass(slots=True)
+class Candidates:
+    """Makes them."""
+
+    move: Move
+    item: Item
+    store: Store
+    exam: Exam
+    yardstick: Yardstick
+    of_copy: Retention | None
+    timed: Callable[[str], AbstractContextManager[None]]
+    journal: Journal
+    _relora: LoraAdapter | None = None
+    """What the ReLoRA rung came to, if its turn has been."""
+
+    def make(self, origin: Origin, log: Log, first: bool) -> Candidate:
+        """``first``: no rung was before it. ``log`` hears progress from 0 to 0.8, the rest is the gate's.
+
+        Raises BadData, Diverged.
+        """
+        match origin:
+            case Origin.RELORA:
+                return self._find(log, first)
+            case Origin.REFRESHED:
+                return self._refresh(log)
+            case Origin.RETRAINED:
+                return self._retrain(log)
+            case _:
+                return Candidate(self.item.adapter, self.of_copy)
+
+    def _find(self, log: Log, first: bool) -> Candidate:
+        found = self._search(log, self.item.splits, first).run()
+        self._relora = found.adapter
+        parameters = {"alpha": found.start.alpha, "beta": found.start.beta, "tuningSteps": found.steps}
+        return Candidate(found.adapter, found.retention, parameters, found.evidence)
+
+    def _refresh(self, log: Log) -> Candidate:
+        teacher, splits = self._teacher(), self.item.splits
+        if self._relora is None:
+            taught = splits if splits.labelled else _answered(splits, teacher)
+            self._relora = self._search(log, taught, copy_may_win=True).begin().adapter
+        return Refresh(
+            base=self.move.new,
+            starts={Origin.COPIED.value: self.item.adapter, Origin.RELORA.value: self._relora},
+            teacher=teacher,
+            prompts=[*(e.prompt for e in splits.train), *splits.inputs],
+            replay=self._replay,
+            settings=self._tuning(),
+            checkpoints=self._checkpoints(Share(log, 0.4, 0.4)),
+            timed=self.timed,
+            journal=self.journal,
+        ).run()
+
+    def _retrain(self, log: Log) -> Candidate:
+        width = 0.8 / len(RATES)
+        return Retrain(
+            base=self.move.new,
+            adapter=self.item.adapter,
+            lessons=encode(self.move.new, self.item.splits.train),
+            replay=self._replay,
+            settings=self._tuning(),
+            checkpoints=lambda number: self._checkpoints(Share(log, width * number, width)),
+            timed=self.timed,
+            journal=self.journal,
+        ).run()
+
+    def _search(self, log: Log, splits: Splits, copy_may_win: bool) -> Relora:
+        return Relora(
+            base=self.move.new,
+            adapter=self.item.adapter,
+            drift=self.move.drift,
+            splits=splits,
+            settings=self.item.adaptation,
+            yardstick=self.yardstick,
+            of_copy=self.of_copy,
+            checkpoints=self._checkpoints(Share(log, 0.4, 0.4)),
+            replay=self._replay,
+            seed=self.item.seed,
+            copy_may_win=copy_may_win,
+            log=log,
+            timed=self.timed,
+            journal=self.journal,
+        )
+
+    def _checkpoints(self, log: Log) -> Checkpoints:
+        return Checkpoints(
+            base=self.move.new,
+            exam=self.exam,
+            yardstick=self.yardstick,
+            of_copy=self.of_copy,
+            min_retention=float(self.item.adaptation.min_retention),
+            max_steps=self.item.adaptation.max_steps,
+            journal=self.journal,
+            log=log,
+        )
+
+    def _replay(self) -> Sequence[Sequence[int]]:
+        """Without a measurable move of the base there is nothing to keep."""
+        return cached_replay(self.store, self.move.new).tokens if self.yardstick.measurable else ()
+
+    def _teacher(self) -> Teacher:
+        form = form_of(Metric.AGREEMENT, self.item.splits, self.move.old)
+        return Teacher(Pair(self.move.old, self.item.adapter), form, lambda part: self.cache(part, form))
+
+    def _tuning(self) -> Tuning:
+        settings = self.item.adaptation
+        return Tuning(
+            max_steps=settings.max_steps,
+            learning_rate=float(settings.learning_rate),
+            batch_size=settings.batch_size,
+            seed=self.item.seed,
+        )
+
+    def cache(self, part: str, form: Form) -> AnswerCache:
+        """Of the old pair's answers to a part of the data."""
+        return AnswerCache.of(self.store, self.item.reference, self.move.old, self.item.data, part, form)
+
+
+def _answered(splits: Splits, teacher: Teacher) -> Splits:
+    """Unlabelled splits with the old pair's answers where the search needs completions."""
+    search = teacher.teach("search", [e.prompt for e in splits.search])
+    answered = replace(splits, search=search)
+    answered.require_tuning()
+    return answered
