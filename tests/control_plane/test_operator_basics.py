@@ -112,6 +112,7 @@ def test_second_operator_waits_and_takes_over(
 ) -> None:
     """While both live there is one set of Jobs; after the first is killed the second goes on."""
     credentials = operator_credentials(control_plane, namespace)
+    world.kube.wait("Lease", "readapt-operator", namespace, lambda lease: lease is not None, 60, "held by the first")
     with OperatorProcess(credentials, namespace, tmp_path, name="second") as second:
         world.apply_base()
         world.recorder.wait(lambda r: len(r.creations("Job")) == 1, 120, "fetching")

@@ -53,12 +53,13 @@ class Checkpoints:
 
     def _evaluate(self, step: int, adapter: LoraAdapter, before: Sequence[Evaluation]) -> Evaluation:
         grade, target = self.exam.grade(Pair(self.base, adapter)), self.exam.target
-        best = max((evaluation.score for evaluation in before), default=grade)
-        kept, measured = None, self.of_copy is not None and grade >= min(best, target)
+        best = max((evaluation.score for evaluation in before), default=grade.value)
+        kept, measured = None, self.of_copy is not None and grade.value >= min(best, target)
         if measured:
             with attached(self.base.model, side_factors(adapter, self.base.dtype)):
                 kept = retention(self.yardstick, text_losses(self.base, self.yardstick.tokens))
         feasible = self.of_copy is None or (measured and holds(kept, floor(self.min_retention, self.of_copy)))
         value = None if kept is None else kept.value
-        self.log.info("checkpoint", step=step, score=grade, target=target, retention=value)
-        return Evaluation(step, grade, kept, feasible, ready=feasible and grade >= target)
+        self.log.info("checkpoint", step=step, score=grade.value, target=target, retention=value)
+        ready = feasible and grade.value >= target
+        return Evaluation(step, grade.value, kept, feasible, ready, clear=ready and grade.clear)

@@ -5,7 +5,8 @@
 L is the token loss on text that the new base itself writes (temperature 1, seeded), so 1 is the new base's behaviour
 and 0 the old one's. The denominator is an estimate of KL(new ‖ old) per token, 1 - retention the share of that
 divergence which the candidate brings back. The yardstick (text, L_old, L_new) belongs to the pair of bases and is
-cached in the store; a candidate costs one forward pass over the text.
+cached in the store; a candidate costs one forward pass over the text. The text is only as long as the denominator
+needs: after a strong move a few sequences measure it to two percent, after a mild one many do not.
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ from readapt_runtime.adapt.tokens import token_losses
 from readapt_runtime.store import Store
 
 SEQUENCES = 64
+"""At most."""
+ROUND = 16
+"""Sequences drawn at once."""
 TOKENS = 128
+SETTLED = 0.02
+"""Relative standard error of the denominator at which the text is long enough."""
 SEED = 20260522
 _REPLAY_SEQUENCES, _REPLAY_TOKENS = 64, 64
-_VERSION = 1
+_VERSION = 2
 _ROWS_PER_PASS = 8
 """8 x 128 positions x 49,152 logits in fp32 are 200 MB."""
 
@@ -64,8 +70,23 @@ class Yardstick(Contract):
     @property
     def measurable(self) -> bool:
         """Whether the bases differ by at least two standard errors; otherwise a quotient says nothing."""
-        gaps = [old - new for old, new in zip(self.old_losses, self.new_losses, strict=True)]
-        return self.gap > 0 and self.gap >= 2 * _standard_error(gaps)
+        return self.gap > 0 and self.gap >= 2 * self.error
+
+    @property
+    def error(self) -> float:
+        """Standard error of ``gap``."""
+        return _standard_error([old - new for old, new in zip(self.old_losses, self.new_losses, strict=True)])
+
+    @property
+    def settled(self) -> bool:
+        """Whether more text would tell little more."""
+        return len(self.tokens) >= SEQUENCES or self.error <= SETTLED * self.gap
+
+    def longer(self, more: Yardstick) -> Yardstick:
+        """Followed by ``more`` of the same pair."""
+        return self.model_copy(
+            update={name: getattr(self, name) + getattr(more, name) for name in ("tokens", "old_losses", "new_losses")}
+        )
 
 
 class ReplayText(Contract):
@@ -109,7 +130,10 @@ def cached_yardstick(store: Store, old: LoadedBase, new: LoadedBase, seed: int =
     key = digest_of({"kind": "retention", "version": _VERSION, "seed": seed, **pair})
     found = store.read_result(key, Yardstick)
     if found is None:
-        found = make_yardstick(old, new, seed)
+        found = make_yardstick(old, new, seed, ROUND)
+        while not found.settled:
+            # Text drawn apart, as another seed gives it: the first part stays what it was.
+            found = found.longer(make_yardstick(old, new, seed + len(found.tokens) * 1000, ROUND))
         store.write_result(key, found)
     return found
 
@@ -126,7 +150,7 @@ def cached_replay(store: Store, new: LoadedBase, seed: int = SEED + 1) -> Replay
 
 
 def make_yardstick(
-    old: LoadedBase, new: LoadedBase, seed: int = SEED, sequences: int = SEQUENCES, length: int = TOKENS
+    old: LoadedBase, new: LoadedBase, seed: int = SEED, sequences: int = ROUND, length: int = TOKENS
 ) -> Yardstick:
     """Samples from the new base and measures both bases on it."""
     text = sample(new, sequences, length, seed)

@@ -42,6 +42,18 @@ def test_it_is_not_measured_where_the_bases_differ_by_less_than_two_standard_err
     assert retention(yardstick(OLD, OLD), NEW) is None
 
 
+def test_text_is_drawn_until_the_distance_of_the_bases_is_known_or_there_is_enough_of_it() -> None:
+    clear = yardstick([3.0, 3.05] * 8, [1.0, 1.02] * 8)
+    vague = yardstick([3.0, 1.0] * 8, [1.0, 1.1] * 8)
+    assert clear.settled
+    assert not vague.settled
+    assert vague.error == pytest.approx(float(np.std([2.0, -0.1] * 8, ddof=1)) / 4)
+    whole = vague.longer(vague).longer(vague).longer(vague)
+    assert whole.settled
+    assert whole.tokens[:16] == vague.tokens
+    assert len(whole.tokens) == len(whole.old_losses) == len(whole.new_losses) == 64
+
+
 def test_the_standard_error_is_that_of_repeated_samples() -> None:
     draw = np.random.default_rng(0)
 

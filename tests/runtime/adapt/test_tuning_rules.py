@@ -39,8 +39,8 @@ def start(folder: Path, base: LoadedBase) -> LoraAdapter:
     return read_adapter(folder / "adapter", linear_shapes(base.model.config.to_dict()))
 
 
-def seen(step: int, score: float, feasible: bool = True, ready: bool = False) -> Evaluation:
-    return Evaluation(step, score, None, feasible, ready)
+def seen(step: int, score: float, feasible: bool = True, ready: bool = False, clear: bool = False) -> Evaluation:
+    return Evaluation(step, score, None, feasible, ready, clear)
 
 
 def scripted(*later: Evaluation) -> Evaluate:
@@ -64,6 +64,16 @@ def test_it_stops_when_two_evaluations_in_a_row_are_ready(base: LoadedBase, star
     found = tuned(base, start, seen(0, 0.7), seen(3, 0.9, ready=True), seen(6, 0.91, ready=True))
     assert found.best.step == 6
     assert len(found.train_losses) == 6
+
+
+def test_one_evaluation_that_is_clearly_ready_is_enough(base: LoadedBase, start: LoraAdapter) -> None:
+    found = tuned(base, start, seen(0, 0.7), seen(3, 0.95, ready=True, clear=True))
+    assert found.best.step == len(found.train_losses) == 3
+
+
+def test_evaluations_are_dense_at_first() -> None:
+    settings = Tuning(max_steps=300, learning_rate=1e-3, batch_size=8, seed=0)
+    assert [step for step in range(1, 301) if settings.evaluates(step)] == [19, 38, 75, 150, 225, 300]
 
 
 def test_it_stops_when_nothing_gets_better_and_keeps_the_start(base: LoadedBase, start: LoraAdapter) -> None:
