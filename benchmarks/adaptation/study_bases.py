@@ -1,0 +1,168 @@
+"""What a study is made on: SmolLM2, its further versions of growing distance, tasks, and an adapter per task and seed.
+
+Everything is made once and kept in the cache folder under a name that says how it was made.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from readapt_demo import tasks as generated
+from readapt_demo import training
+from readapt_demo.models import base_v1, cache_root
+from readapt_runtime.adapt.base import LoadedBase, load_base
+from readapt_runtime.adapt.data import Splits, read_examples, split
+from readapt_runtime.adapt.retrain import blank
+from readapt_runtime.adapt.tokens import encode
+from readapt_runtime.adapt.tuning import Evaluation, Lessons, Tuning, tune
+from readapt_runtime.lora_format import LoraAdapter, LoraModule, base_shapes, read_adapter, write_adapter
+
+Say = Callable[[str], None]
+RANK, SCALE = 8, 2.0
+ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_BATCH = 120, 1e-3, 16
+_WORDS = (
+    "river mountain ocean forest desert island valley lake lion tiger"
+    " bear wolf fox deer horse table chair lamp door window"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseMove:
+    """Continued full training of v1 on running text, 8 x 128 tokens a step."""
+
+    name: str
+    steps: int
+    rate: float
+
+
+MOVES = {
+    move.name: move
+    for move in (
+        BaseMove("mild", 24, 2e-5),
+        BaseMove("strong", 49, 2e-4),
+        BaseMove("harder", 71, 5e-4),
+    )
+}
+
+
+class Shelf:
+    """The cache folder of the study."""
+
+    def __init__(self, data: Path | None, say: Say) -> None:
+        """``data``: a folder of task folders (train, validation, test .jsonl) and ``math_text``; None: generated."""
+        self._data = data
+        self._say = say
+        self._root = cache_root() / "study"
+        self._root.mkdir(parents=True, exist_ok=True)
+
+    def v1(self) -> Path:
+        return base_v1(self._say)
+
+    def moved(self, move: BaseMove, seed: int) -> Path:
+        """The version after ``move``; ``seed`` orders the text."""
+        text = "math" if self._data else "generated"
+        name = f"{move.name}-{text}-{move.steps}-{move.rate:g}-{seed}"
+
+        def make(out: Path) -> None:
+            texts = self._texts(seed)
+            training.continue_training(self.v1(), texts, out, move.steps, move.rate, self._say)
+
+        return self._made(name, make)
+
+    def task(self, name: str, train: int, seed: int) -> Splits:
+        """``train`` examples to repair with, drawn by ``seed``; validation and test as they are, test at most 800."""
+        folder = self._task_folder(name)
+        parts = {part: read_examples(folder / f"{part}.jsonl") for part in ("train", "validation", "test")}
+        chosen = random.Random(seed).sample(parts["train"], min(train, len(parts["train"])))
+        return split(chosen, parts["validation"], parts["test"][:800])
+
+    def adapter(self, task: str, seed: int) -> Path:
+        """A LoRA of rank 8 on all linear modules of v1, trained on all of the task's training examples."""
+        name = f"adapter-{task}-{ADAPTER_STEPS}-{ADAPTER_RATE:g}-{seed}"
+        return self._made(name, lambda out: self._train(task, seed, out))
+
+    def _task_folder(self, name: str) -> Path:
+        if self._data is None:
+            task = {"parcels": generated.PARCELS, "shifts": generated.SHIFTS}[name]
+            return self._made(
+                f"task-{name}", lambda out: generated.write_splits(generated.generate(task, 2000, 1000, 800), out)
+            )
+        if name == "banking20":
+            source = self._data / "banking77"
+            return self._made("task-banking20", lambda out: cut_intents(source, out))
+        return self._data / name
+
+    def _texts(self, seed: int) -> list[str]:
+        if self._data is None:
+            return generated.upgrade_text(2200, seed)
+        lines = (self._data / "math_text" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        texts = [row["prompt"] + row["completion"] for row in map(json.loads, lines)]
+        random.Random(seed).shuffle(texts)
+        return texts
+
+    def _train(self, task: str, seed: int, out: Path) -> None:
+        base = load_base(self.v1(), f"sha256:{'0' * 64}")
+        splits = self.task(task, 1_000_000, 0)
+        start = blank(_empty(base, self.v1()))
+        settings = Tuning(
+            max_steps=ADAPTER_STEPS,
+            learning_rate=ADAPTER_RATE,
+            batch_size=ADAPTER_BATCH,
+            seed=seed,
+            evaluations=1,
+            strong=0.0,
+            weak=0.0,
+            replay=0.0,
+        )
+        self._say(f"training the adapter of {task}, seed {seed}: {ADAPTER_STEPS} steps")
+        first = Evaluation(0, 0.0, None, feasible=True, ready=False)
+        lessons = Lessons(encode(base, splits.train))
+        tuned = tune(base, start, first, lessons, settings, lambda step, *_: Evaluation(step, 1.0, None, True, False))
+        write_adapter(out, tuned.adapter, base.digest)
+
+    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+        folder = self._root / name
+        if not folder.is_dir():
+            self._say(f"making {name}")
+            scratch = self._root / f".making-{name}"
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            make(scratch)
+            scratch.rename(folder)
+        return folder
+
+
+def read_study_adapter(folder: Path, base: Path) -> LoraAdapter:
+    return read_adapter(folder, base_shapes(base))
+
+
+def cut_intents(source: Path, out: Path) -> None:
+    """The twenty most frequent intents of Banking77, each answered by one word that says nothing."""
+    train = [json.loads(line) for line in (source / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    counts = Counter(row["label"] for row in train)
+    words = dict(zip(sorted(counts, key=lambda label: (-counts[label], label)), _WORDS.split(), strict=False))
+    for part in ("train", "validation", "test"):
+        rows = map(json.loads, (source / f"{part}.jsonl").read_text(encoding="utf-8").splitlines())
+        kept = [
+            {"prompt": row["prompt"].replace("Intent:", "Tag:"), "completion": f" {words[row['label']]}"}
+            for row in rows
+            if row["label"] in words
+        ]
+        (out / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def _empty(base: LoadedBase, folder: Path) -> LoraAdapter:
+    return LoraAdapter(
+        {
+            name: LoraModule(name, torch.zeros(RANK, shape.into), torch.zeros(shape.out, RANK), SCALE)
+            for name, shape in base_shapes(folder).items()
+        }
+    )
