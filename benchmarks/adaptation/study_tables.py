@@ -1,4 +1,4 @@
-"""Tables of a study: what each way comes to, in how many seconds, and what deciding costs beside doing one thing always.
+"""Tables of a study: what each way comes to, in how many seconds, and what deciding costs beside fixed ways.
 
 Intervals are ± 1.96 standard errors over seeds and cases; seconds to readiness are compared case by case.
 """

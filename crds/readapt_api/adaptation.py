@@ -10,9 +10,11 @@ class Policy(StrEnum):
     """Which rungs of the ladder may be tried, cheapest first."""
 
     AUTO = "Auto"
-    """Copy, ReLoRA, Refresh, Retrain, up to the first that passes; without labels Copy and Refresh."""
+    """Copy, Transport, ReLoRA, Refresh, Retrain, up to the first that passes; without labels the 1st, 2nd and 4th."""
     COPY = "Copy"
     """The old weights on the new base."""
+    TRANSPORT = "Transport"
+    """Solved for layer by layer, to make the new base behave on prompts as the old pair did; needs no labels."""
     RELORA = "ReLoRA"
     """The old weights scaled and moved against the drift, then tuned if need be."""
     REFRESH = "Refresh"

@@ -42,6 +42,8 @@ class Origin(StrEnum):
     NATIVE = "Native"
     EXTRACTED = "Extracted"
     COPIED = "Copied"
+    TRANSPORTED = "Transported"
+    """The old pair's behaviour on the task's prompts, solved for layer by layer."""
     RELORA = "ReLoRA"
     REFRESHED = "Refreshed"
     """Learned from what the old pair answers."""

@@ -169,7 +169,7 @@ ADAPTERS = [
     Row(
         "inputs alone to retrain on",
         {"spec.data": {"inputs": INPUTS}, "spec.gate.metric": "Agreement", "spec.adaptation.policy": "Retrain"},
-        "policy must be Auto, Copy or Refresh",
+        "policy must be Auto, Copy, Transport or Refresh",
     ),
     Row(
         "inputs and a test",
@@ -177,8 +177,11 @@ ADAPTERS = [
         "test is given with train and validation",
     ),
     Row("empty prompt field", {"spec.data.promptField": ""}, "should be at least 1 chars long"),
-    *(Row(f"policy {p}", {"spec.adaptation.policy": p}) for p in ("Auto", "Copy", "ReLoRA", "Refresh", "Retrain")),
-    Row("unknown policy", {"spec.adaptation.policy": "Transport"}, 'Unsupported value: "Transport"'),
+    *(
+        Row(f"policy {p}", {"spec.adaptation.policy": p})
+        for p in ("Auto", "Copy", "Transport", "ReLoRA", "Refresh", "Retrain")
+    ),
+    Row("unknown policy", {"spec.adaptation.policy": "Merge"}, 'Unsupported value: "Merge"'),
     Row("retention above one", {"spec.adaptation.minRetention": "1.5"}, "must be at least 0 and at most 1"),
     Row("retention as a number", {"spec.adaptation.minRetention": 0.9}, "must be of type string"),
     Row("negative retention", {"spec.adaptation.minRetention": "-0.1"}, "minRetention in body should match"),

@@ -178,7 +178,7 @@ class LoRAAdapterSpec(Contract):
             ),
             (
                 f"{_HAS_LABELS} || !(self.adaptation.policy in ['ReLoRA', 'Retrain'])",
-                "without train and validation policy must be Auto, Copy or Refresh",
+                "without train and validation policy must be Auto, Copy, Transport or Refresh",
             ),
         )
     )

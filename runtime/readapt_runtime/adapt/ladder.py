@@ -17,8 +17,9 @@ from readapt_runtime.adapt.gate import Decision
 from readapt_runtime.examples import BadData
 
 RUNGS: Mapping[Policy, tuple[Origin, ...]] = {
-    Policy.AUTO: (Origin.COPIED, Origin.RELORA, Origin.REFRESHED, Origin.RETRAINED),
+    Policy.AUTO: (Origin.COPIED, Origin.TRANSPORTED, Origin.RELORA, Origin.REFRESHED, Origin.RETRAINED),
     Policy.COPY: (Origin.COPIED,),
+    Policy.TRANSPORT: (Origin.TRANSPORTED,),
     Policy.RELORA: (Origin.RELORA,),
     Policy.REFRESH: (Origin.REFRESHED,),
     Policy.RETRAIN: (Origin.RETRAINED,),
@@ -35,7 +36,9 @@ def rungs_of(policy: Policy, splits: Splits) -> tuple[Origin, ...]:
     """In order; those of the policy that can be climbed with the examples. Raises BadData where they are too few."""
     rungs = tuple(origin for origin in RUNGS[policy] if splits.labelled or origin not in _NEED_LABELS)
     if not rungs:
-        raise BadData(f"policy {policy} needs train and validation; with inputs alone there are Copy and Refresh")
+        raise BadData(
+            f"policy {policy} needs train and validation; with inputs alone there are Copy, Transport and Refresh"
+        )
     if rungs != (Origin.COPIED,):
         splits.require_tuning()
     return rungs

@@ -16,16 +16,18 @@ from readapt_runtime.adapt.checkpoints import Candidate, Checkpoints
 from readapt_runtime.adapt.comparison import AnswerCache, Pair
 from readapt_runtime.adapt.data import Splits
 from readapt_runtime.adapt.exam import Exam
+from readapt_runtime.adapt.factors import attached, side_factors
 from readapt_runtime.adapt.forms import Form, form_of
 from readapt_runtime.adapt.item import Item, Move
 from readapt_runtime.adapt.journal import Journal
 from readapt_runtime.adapt.refresh import Refresh
 from readapt_runtime.adapt.relora import Relora
-from readapt_runtime.adapt.retention import Retention, Yardstick, cached_replay
+from readapt_runtime.adapt.retention import Retention, Yardstick, cached_replay, floor, holds
 from readapt_runtime.adapt.retrain import RATES, Retrain
 from readapt_runtime.adapt.share import Share
 from readapt_runtime.adapt.teacher import Teacher
-from readapt_runtime.adapt.tokens import encode
+from readapt_runtime.adapt.tokens import Encoded, encode, mean_losses
+from readapt_runtime.adapt.transported import Transport
 from readapt_runtime.adapt.tuning import Tuning
 from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.progress import Log
@@ -44,6 +46,8 @@ class Candidates:
     of_copy: Retention | None
     timed: Callable[[str], AbstractContextManager[None]]
     journal: Journal
+    _transported: Candidate | None = None
+    """What the Transport rung came to, if its turn has been."""
     _relora: LoraAdapter | None = None
     """What the ReLoRA rung came to, if its turn has been."""
 
@@ -53,6 +57,8 @@ class Candidates:
         Raises BadData, Diverged.
         """
         match origin:
+            case Origin.TRANSPORTED:
+                return self._transport(log)
             case Origin.RELORA:
                 return self._find(log, first)
             case Origin.REFRESHED:
@@ -61,6 +67,33 @@ class Candidates:
                 return self._retrain(log)
             case _:
                 return Candidate(self.item.adapter, self.of_copy)
+
+    def _transport(self, log: Log) -> Candidate:
+        with self.timed("transport"):
+            self._transported = Transport(
+                old=self.move.old,
+                new=self.move.new,
+                adapter=self.item.adapter,
+                splits=self.item.splits,
+                replay=self._replay,
+                yardstick=self.yardstick,
+                log=Share(log, 0.0, 0.8),
+            ).run()
+        return self._transported
+
+    def _before_search(self) -> LoraAdapter:
+        """What ReLoRA scales and tunes: the transported adapter where it beats Copy and keeps the base update."""
+        own, found = self.item.adapter, self._transported
+        if found is None or not holds(found.retention, floor(float(self.item.adaptation.min_retention), self.of_copy)):
+            return own
+        rows = encode(self.move.new, self.item.splits.search)
+        copied, transported = (self._loss(adapter, rows) for adapter in (own, found.adapter))
+        return found.adapter if transported < copied else own
+
+    def _loss(self, adapter: LoraAdapter, rows: Sequence[Encoded]) -> float:
+        new = self.move.new
+        with attached(new.model, side_factors(adapter, new.dtype)):
+            return float(mean_losses(new, rows).mean())
 
     def _find(self, log: Log, first: bool) -> Candidate:
         found = self._search(log, self.item.splits, first).run()
@@ -75,7 +108,7 @@ class Candidates:
             self._relora = self._search(log, taught, copy_may_win=True).begin().adapter
         return Refresh(
             base=self.move.new,
-            starts={Origin.COPIED.value: self.item.adapter, Origin.RELORA.value: self._relora},
+            starts=self._starts(self._relora),
             teacher=teacher,
             prompts=[*(e.prompt for e in splits.train), *splits.inputs],
             replay=self._replay,
@@ -84,6 +117,10 @@ class Candidates:
             timed=self.timed,
             journal=self.journal,
         ).run()
+
+    def _starts(self, relora: LoraAdapter) -> dict[str, LoraAdapter]:
+        transported = {} if self._transported is None else {Origin.TRANSPORTED.value: self._transported.adapter}
+        return {Origin.COPIED.value: self.item.adapter, **transported, Origin.RELORA.value: relora}
 
     def _retrain(self, log: Log) -> Candidate:
         width = 0.8 / len(RATES)
@@ -101,7 +138,7 @@ class Candidates:
     def _search(self, log: Log, splits: Splits, copy_may_win: bool) -> Relora:
         return Relora(
             base=self.move.new,
-            adapter=self.item.adapter,
+            adapter=self._before_search(),
             drift=self.move.drift,
             splits=splits,
             settings=self.item.adaptation,

@@ -41,13 +41,16 @@ COPY_FAILED = rung(Origin.COPIED, FAILED)
     ("policy", "done", "expected"),
     [
         ("Auto", [], Origin.COPIED),
-        ("Auto", [COPY_FAILED], Origin.RELORA),
-        ("Auto", [rung(Origin.COPIED, UNDECIDED)], Origin.RELORA),
+        ("Auto", [COPY_FAILED], Origin.TRANSPORTED),
+        ("Auto", [rung(Origin.COPIED, UNDECIDED)], Origin.TRANSPORTED),
         ("Auto", [rung(Origin.COPIED, PASSED)], None),
-        ("Auto", [rung(Origin.COPIED, PASSED, 0.5, 0.9)], Origin.RELORA),
-        ("Auto", [COPY_FAILED, rung(Origin.RELORA, FAILED)], Origin.REFRESHED),
-        ("Auto", [COPY_FAILED, rung(Origin.RELORA, FAILED), rung(Origin.REFRESHED, FAILED)], Origin.RETRAINED),
-        ("Auto", [*[COPY_FAILED] * 3, rung(Origin.RETRAINED, FAILED)], None),
+        ("Auto", [rung(Origin.COPIED, PASSED, 0.5, 0.9)], Origin.TRANSPORTED),
+        ("Auto", [COPY_FAILED, rung(Origin.TRANSPORTED, FAILED)], Origin.RELORA),
+        ("Auto", [COPY_FAILED, rung(Origin.TRANSPORTED, PASSED)], None),
+        ("Auto", [*[COPY_FAILED] * 2, rung(Origin.RELORA, FAILED)], Origin.REFRESHED),
+        ("Auto", [*[COPY_FAILED] * 3, rung(Origin.REFRESHED, FAILED)], Origin.RETRAINED),
+        ("Auto", [*[COPY_FAILED] * 4, rung(Origin.RETRAINED, FAILED)], None),
+        ("Transport", [], Origin.TRANSPORTED),
         ("Copy", [], Origin.COPIED),
         ("Copy", [COPY_FAILED], None),
         ("ReLoRA", [], Origin.RELORA),
@@ -64,7 +67,12 @@ def test_the_ladder_stops_at_the_first_rung_that_passes(
 
 @pytest.mark.parametrize(
     ("policy", "expected"),
-    [("Auto", [Origin.COPIED, Origin.REFRESHED]), ("Copy", [Origin.COPIED]), ("Refresh", [Origin.REFRESHED])],
+    [
+        ("Auto", [Origin.COPIED, Origin.TRANSPORTED, Origin.REFRESHED]),
+        ("Transport", [Origin.TRANSPORTED]),
+        ("Copy", [Origin.COPIED]),
+        ("Refresh", [Origin.REFRESHED]),
+    ],
 )
 def test_inputs_alone_carry_the_rungs_that_need_no_labels(policy: str, expected: list[Origin]) -> None:
     assert list(rungs_of(Policy(policy), UNLABELLED)) == expected
