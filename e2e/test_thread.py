@@ -89,9 +89,9 @@ def test_every_answer_comes_from_a_base_and_a_variant_made_for_each_other(report
     assert min(report["requests"]["telling"].values()) > 0, "no text tells the two sets apart"
 
 
-def test_copy_fails_the_gate_and_relora_passes_it(report: dict[str, Any]) -> None:
+def test_copy_fails_the_gate_and_a_repair_passes_it(report: dict[str, Any]) -> None:
     for row in report["adapters"]:
-        assert row["origin"] == "ReLoRA", json.dumps(row)
+        assert row["origin"] in ("Transported", "ReLoRA"), json.dumps(row)
         assert row["score_copy"] <= row["score_before"] - 0.04, json.dumps(row)
         assert row["score_after"] >= row["score_before"] - 0.04, json.dumps(row)
         assert row["retention"] is not None, json.dumps(row)

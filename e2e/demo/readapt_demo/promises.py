@@ -8,6 +8,7 @@ from typing import Any
 ROLLBACK_S = 60.0
 WHOLE_S = 20 * 60.0
 """From the first apply to the last answer that is judged, without set-up, on two cores."""
+REPAIRS = ("Transported", "ReLoRA")
 COPY_LOSS = 0.04
 """A copied adapter loses at least four points of accuracy to the move."""
 
@@ -36,8 +37,8 @@ def _traffic(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _adapter(row: Mapping[str, Any]) -> Iterator[str]:
-    if row["origin"] != "ReLoRA":
-        yield f"{row['name']}: the variant's origin is {row['origin']}, not ReLoRA"
+    if row["origin"] not in REPAIRS:
+        yield f"{row['name']}: the variant's origin is {row['origin']}, which is no repair"
     elif row["gate"] != "GatePassed":
         yield f"{row['name']}: the gate and the retention say {row['gate']}"
     elif row["score_copy"] > row["score_before"] - COPY_LOSS:

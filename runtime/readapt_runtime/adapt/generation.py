@@ -66,9 +66,8 @@ def _likeliest(logits: Tensor) -> Tensor:
 
 def _text(base: LoadedBase, context: list[int], answer: list[int]) -> str:
     """What the answer adds to the prompt; alone some tokenizers would drop its leading space."""
-    before: str = base.tokenizer.decode(context, skip_special_tokens=True)
-    whole: str = base.tokenizer.decode([*context, *answer], skip_special_tokens=True)
+    before = str(base.tokenizer.decode(context, skip_special_tokens=True))
+    whole = str(base.tokenizer.decode([*context, *answer], skip_special_tokens=True))
     if whole.startswith(before):
         return whole[len(before) :]
-    alone: str = base.tokenizer.decode(answer, skip_special_tokens=True)
-    return alone
+    return str(base.tokenizer.decode(answer, skip_special_tokens=True))

@@ -98,7 +98,11 @@ class Candidates:
     def _find(self, log: Log, first: bool) -> Candidate:
         found = self._search(log, self.item.splits, first).run()
         self._relora = found.adapter
-        parameters = {"alpha": found.start.alpha, "beta": found.start.beta, "tuningSteps": found.steps}
+        parameters: dict[str, object] = {
+            "alpha": found.start.alpha,
+            "beta": found.start.beta,
+            "tuningSteps": found.steps,
+        }
         return Candidate(found.adapter, found.retention, parameters, found.evidence)
 
     def _refresh(self, log: Log) -> Candidate:

@@ -73,7 +73,7 @@ def transport(old: LoadedBase, new: LoadedBase, adapter: LoraAdapter, texts: Tex
                 seen = after.inputs(layer, _factors(solved, modules, new), names[0])
                 metric = _Metric.of(seen, read.get(names[0], ()))
                 for name in names:
-                    weight = new.model.get_submodule(name).weight.float()
+                    weight = new.model.get_parameter(f"{name}.weight").float()
                     solved[name] = _solve(modules[name], weight, seen, wanted[name], metric)
         after.pass_layer(layer, _factors(solved, modules, new))
     return LoraAdapter({name: solved[name] for name in adapter.modules})
