@@ -158,13 +158,14 @@ def test_uri_is_accepted(uri: str) -> None:
     assert found.spec.versions[0].source.uri == uri
 
 
+@pytest.mark.parametrize("field", ["poolMemory", "hostMemory"])
 @pytest.mark.parametrize(
     ("memory", "accepted"),
     [("4Gi", True), ("1.5Gi", True), ("4000M", True), ("4G", True), ("500m", False), ("0", False), ("0.0Gi", False)],
 )
-def test_memory_is_what_a_serving_process_understands(memory: str, accepted: bool) -> None:
-    document = edited(base_model(), {"spec.serving.poolMemory": memory})
-    with nullcontext() if accepted else pytest.raises(ValidationError, match="poolMemory"):
+def test_memory_is_what_a_serving_process_understands(field: str, memory: str, accepted: bool) -> None:
+    document = edited(base_model(), {f"spec.serving.{field}": memory})
+    with nullcontext() if accepted else pytest.raises(ValidationError, match=field):
         BaseModelResource.model_validate(document)
 
 

@@ -89,6 +89,9 @@ BASE_MODELS = [
     Row("no pool", {"spec.serving.poolMemory": "0"}, "must be an amount of memory above 0"),
     Row("no pool in gigabytes", {"spec.serving.poolMemory": "0.0Gi"}, "must be an amount of memory above 0"),
     Row("pool without number", {"spec.serving.poolMemory": "lots"}, "spec.serving.poolMemory in body should match"),
+    Row("host memory in megabytes", {"spec.serving.hostMemory": "512Mi"}),
+    Row("no host memory", {"spec.serving.hostMemory": "0"}, "must be an amount of memory above 0"),
+    Row("host memory without number", {"spec.serving.hostMemory": "lots"}, "spec.serving.hostMemory in body should match"),
     Row("dtype BFloat16", {"spec.serving.dtype": "BFloat16"}),
     Row("dtype of another case", {"spec.serving.dtype": "float32"}, 'Unsupported value: "float32"'),
     Row("free pod template", {"spec.serving.pod.hostNetwork": True}, "unknown field"),
@@ -343,7 +346,8 @@ def test_defaults_are_stored(kube: Kube, namespace: str) -> None:
     expected = {"strategy": "BlueGreen", "stragglers": "Block", "promotion": "Automatic", "maxParallelJobs": 4}
     assert base["upgrade"] == expected
     serving = {"replicas": 1, "maxModelLen": 2048, "maxBatchTokens": 2048, "poolMemory": "4Gi", "maxRank": 64}
-    assert base["serving"] == {**serving, "tensorParallel": 1, "dtype": "Auto", "pod": {}}
+    others = {"hostMemory": "256Mi", "tensorParallel": 1, "dtype": "Auto", "pod": {}}
+    assert base["serving"] == {**serving, **others}
     assert base["jobs"] == {"pod": {}, "maxAttempts": 3, "activeDeadlineSeconds": 3600}
     assert adapter["source"]["checkpoint"] == {**CHECKPOINT, "rank": {"energy": "0.95"}, "maxRank": 64}
     assert adapter["data"] | {"promptField": "prompt", "completionField": "completion"} == adapter["data"]

@@ -12,13 +12,13 @@ import pytest
 from readapt_api import labels
 from readapt_api.jobs import AdaptItem, AdaptRequest, DriftRequest, FetchRequest, FetchRole, FetchSource
 from readapt_api.serving import ADAPTERS_PER_SHARD, DesiredAdapter, DesiredSet, SetShard, join_set
-from readapt_api.v1alpha1.base_model import BaseModelResource
+from readapt_api.v1alpha1.base_model import BaseModelResource, Serving
 from readapt_operator.builders.job import Task, build_job, build_request, fetch_source
 from readapt_operator.builders.meta import Owner, job_name
 from readapt_operator.builders.serving import build_deployment, build_service
 from readapt_operator.builders.sets import build_set
 from readapt_operator.observed import revision_of
-from readapt_runtime.server.limits import Limits
+from readapt_runtime.server.limits import Limits, parse_memory
 from readapt_runtime.server.listener import CLOSE_GRACE_S
 from readapt_runtime.server.process import ENGINE_STOP_S
 from readapt_testing.fake_world import base_model
@@ -166,17 +166,25 @@ def test_users_settings_reach_the_pod_and_cannot_take_our_labels() -> None:
 
 def test_the_server_is_told_what_it_serves() -> None:
     wish = {"dtype": "Float32", "maxRank": 16, "tensorParallel": 4, "apiKeySecretRef": {"name": "keys"}}
+    wish |= {"poolMemory": "8Gi", "hostMemory": "1.5Gi"}
     template = build_deployment(base(serving=wish), "0123456789", "v1", DIGEST, "image")["spec"]["template"]
     arguments = template["spec"]["containers"][0]["args"]
     told = dict(pair for i, pair in enumerate(pairwise(arguments)) if i % 2 == 0)
     assert told["--base"] == "/store/artifacts/" + 64 * "1"
     assert (told["--dtype"], told["--max-rank"], told["--revision"]) == ("float32", "16", "0123456789")
     assert told["--tensor-parallel"] == "4"
+    assert (told["--pool-memory"], told["--host-memory"]) == ("8Gi", "1.5Gi")
     assert told["--admin-subject"] == f"default/{LONGEST}"
     assert told["--api-key-file"] == "/etc/readapt/api-key/api-key"
     shards = [v for v in template["spec"]["volumes"] if v["name"].startswith("set-")]
     assert len(shards) == 8
     assert all(v["configMap"]["optional"] is True for v in shards)
+
+
+def test_what_a_resource_leaves_out_is_what_a_server_does_unasked() -> None:
+    serving, limits = Serving(), Limits()
+    assert parse_memory(serving.pool_memory) == limits.pool_bytes
+    assert parse_memory(serving.host_memory) == limits.host_bytes
 
 
 def test_a_pod_that_has_to_go_is_given_the_time_of_the_longest_request() -> None:
@@ -201,8 +209,10 @@ def test_a_revision_is_made_of_weights_settings_and_image_but_not_of_replicas() 
         revision_of(base(), DIGEST, "image:2"),
         revision_of(base(serving={"maxRank": 8}), DIGEST, "image:1"),
         revision_of(base(serving={"tensorParallel": 2}), DIGEST, "image:1"),
+        revision_of(base(serving={"hostMemory": "1Gi"}), DIGEST, "image:1"),
     }
-    assert len(others | {one}) == 5
+    assert len(others | {one}) == 6
+    assert revision_of(base(serving={"hostMemory": "256Mi"}), DIGEST, "image:1") == one, "what a server does unasked"
 
 
 def test_a_large_set_is_split_and_adds_up_again() -> None:

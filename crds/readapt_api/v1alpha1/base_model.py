@@ -69,6 +69,10 @@ class Serving(Contract):
     pool_memory: Memory = Field(
         default="4Gi", description="Of a pod, for KV cache and adapters together; tensor-parallel ranks share it out."
     )
+    host_memory: Memory = Field(
+        default="256Mi",
+        description="Of a pod beside the pool, for adapters that are not in it; others are read from the store again.",
+    )
     max_rank: LoraRank = 64
     tensor_parallel: TensorParallel = Field(
         default=1, description="Processes of a pod that share out the model; each takes a GPU of its own."

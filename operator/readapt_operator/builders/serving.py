@@ -119,6 +119,7 @@ def _arguments(base: BaseModelResource, revision: str, digest: str) -> list[str]
         "--max-model-len": str(serving.max_model_len),
         "--max-batch-tokens": str(serving.max_batch_tokens),
         "--pool-memory": serving.pool_memory,
+        "--host-memory": serving.host_memory,
         "--max-rank": str(serving.max_rank),
         "--tensor-parallel": str(serving.tensor_parallel),
     }
