@@ -13,7 +13,6 @@ from pydantic import Field
 from readapt_api.contract import Contract, Digest
 from readapt_api.errors import Terminal
 
-_CHUNK_BYTES = 8 << 20
 _MAX_NAME = 1024
 
 
@@ -46,13 +45,14 @@ def hex_of(digest: Digest) -> str:
 
 def hash_file(path: Path, name: str) -> FileEntry:
     """Reads ``path`` once and returns its entry under ``name``."""
-    sha = hashlib.sha256()
-    size = 0
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            sha.update(chunk)
-            size += len(chunk)
-    return FileEntry(name=name, size=size, sha256=sha.hexdigest())
+    with path.open("rb", buffering=0) as stream:
+        sha = hashlib.file_digest(stream, "sha256")
+        return FileEntry(name=name, size=stream.tell(), sha256=sha.hexdigest())
+
+
+def entry_of(content: bytes | memoryview, name: str) -> FileEntry:
+    """The entry of a file that was read already; a long ``content`` is hashed without the interpreter's lock."""
+    return FileEntry(name=name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def source_digest(files: Iterable[FileEntry]) -> Digest:

@@ -13,6 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from typing import NamedTuple
 import torch
 
 from readapt_api.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest
+from readapt_api.digest import FileEntry, entry_of
+from readapt_runtime.daemon_threads import DaemonThreads
 from readapt_runtime.model.family import read_dimensions, read_document
 from readapt_runtime.peft_config import PeftLoraConfig, parse_config
 from readapt_runtime.safe_tensors import (
@@ -27,10 +30,12 @@ from readapt_runtime.safe_tensors import (
     BadWeights,
     TensorFile,
     hash_tensors,
-    read_json_object,
+    parse_json_object,
+    read_bounded,
     save_readable,
 )
 
+_BESIDE = DaemonThreads()
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
@@ -100,6 +105,24 @@ def linear_shapes(config: Mapping[str, object]) -> dict[str, Shape]:
     return {f"model.layers.{n}.{name}": shape for n in layers for name, shape in layer.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """The bytes that an adapter was read from; the weights are hashed beside what is made of them meanwhile."""
+
+    config: FileEntry
+    hashing: Future[FileEntry]
+
+    @property
+    def entries(self) -> tuple[FileEntry, FileEntry]:
+        """Waits until the weights are hashed."""
+        return self.config, self.hashing.result()
+
+    def require(self, manifest: Manifest) -> None:
+        """Raises BadWeights unless the manifest lists these bytes."""
+        for found in self.entries:
+            _require_listed(found, manifest)
+
+
 def read_adapter(
     folder: Path,
     shapes: Mapping[str, tuple[int, int]],
@@ -108,23 +131,47 @@ def read_adapter(
 ) -> LoraAdapter:
     """The adapter in a PEFT folder, every module checked against ``shapes`` (name -> (out, in)).
 
-    Tensors keep their stored dtype (float32, float16 or bfloat16), on the CPU. With ``manifest`` the bytes of the
-    weights must have the sha256 that it lists. Raises BadWeights with the module's name: options that cannot be
-    served, keys beyond or short of the config, shapes that do not fit, ranks above ``max_rank``, NaN, an A of zeros.
+    Tensors keep their stored dtype (float32, float16 or bfloat16), on the CPU. With ``manifest`` the bytes must be
+    those that it lists. Raises BadWeights with the module's name: options that cannot be served, keys beyond or short
+    of the config, shapes that do not fit, ranks above ``max_rank``, NaN, an A of zeros.
     """
-    config = parse_config(read_json_object(folder / ADAPTER_CONFIG))
+    adapter, files = read_adapter_files(folder, shapes, max_rank, manifest)
+    if manifest is not None:
+        files.require(manifest)
+    return adapter
+
+
+def read_adapter_files(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    max_rank: int | None = None,
+    manifest: Manifest | None = None,
+) -> tuple[LoraAdapter, AdapterFiles]:
+    """``read_adapter`` for who has other work to do until the bytes are hashed: ``require`` of the manifest is left.
+
+    Each file is read once: what is checked, served and named are the same bytes.
+    """
+    content = read_bounded(folder / ADAPTER_CONFIG)
+    entry = entry_of(content, ADAPTER_CONFIG)
+    if manifest is not None:
+        _require_listed(entry, manifest)
+    config = parse_config(parse_json_object(content, ADAPTER_CONFIG))
     expected = [name for name in shapes if config.targets(name)]
     if not expected:
         raise BadWeights(f"{ADAPTER_CONFIG}: its target_modules match no linear module of the base")
-    entry = None if manifest is None else next((f for f in manifest.files if f.name == ADAPTER_WEIGHTS), None)
-    if manifest is not None and entry is None:
-        raise BadWeights(f"{manifest.digest}: its manifest lists no {ADAPTER_WEIGHTS}")
     with TensorFile(folder / ADAPTER_WEIGHTS, ADAPTER_LIMITS) as file:
         _check_keys(file.infos, expected, shapes)
         for name in expected:
             _check_shapes(file, name, Shape(*shapes[name]), config, max_rank)
-        tensors = file.read_all(entry)
-    return LoraAdapter({name: _module(tensors, name, config) for name in expected})
+        data = file.read_all()
+    files = AdapterFiles(entry, _BESIDE.submit(entry_of, data.content, ADAPTER_WEIGHTS))
+    try:
+        tensors, hollow = data.tensors(), data.hollow()
+        return LoraAdapter({name: _module(tensors, hollow, name, config) for name in expected}), files
+    except BadWeights:
+        if manifest is not None:
+            files.require(manifest)  # that the bytes have changed says more
+        raise
 
 
 def write_adapter(folder: Path, adapter: LoraAdapter, base_name: str) -> None:
@@ -142,6 +189,14 @@ def write_adapter(folder: Path, adapter: LoraAdapter, base_name: str) -> None:
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = module.a.detach().cpu().contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = module.b.detach().cpu().contiguous()
     save_readable(folder / ADAPTER_WEIGHTS, tensors)
+
+
+def _require_listed(found: FileEntry, manifest: Manifest) -> None:
+    listed = next((file for file in manifest.files if file.name == found.name), None)
+    if listed is None:
+        raise BadWeights(f"{manifest.digest}: its manifest lists no {found.name}")
+    if listed != found:
+        raise BadWeights(f"{found.name}: its sha256 is not that of the manifest")
 
 
 def _check_keys(keys: Iterable[str], expected: Iterable[str], shapes: Mapping[str, object]) -> None:
@@ -187,12 +242,14 @@ def _check_shapes(file: TensorFile, name: str, shape: Shape, config: PeftLoraCon
             )
 
 
-def _module(tensors: Mapping[str, torch.Tensor], name: str, config: PeftLoraConfig) -> LoraModule:
-    a, b = (tensors[f"{_PREFIX}{name}.lora_{side}.weight"] for side in "AB")
-    if not bool(a.flatten()[0]) and not bool(a.any()):
+def _module(
+    tensors: Mapping[str, torch.Tensor], hollow: frozenset[str], name: str, config: PeftLoraConfig
+) -> LoraModule:
+    key_a, key_b = (f"{_PREFIX}{name}.lora_{side}.weight" for side in "AB")
+    if key_a in hollow and not bool(tensors[key_a].any()):
         # No training and no extraction leaves an A of zeros; a hole in the file after a power loss does.
         raise BadWeights(f"{name}: lora_A holds nothing but zeros")
-    return LoraModule(name, a, b, config.scale(name))
+    return LoraModule(name, tensors[key_a], tensors[key_b], config.scale(name))
 
 
 def _config_document(adapter: LoraAdapter, base_name: str) -> dict[str, object]:

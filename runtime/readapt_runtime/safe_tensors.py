@@ -15,26 +15,25 @@ of bf16 it is as fast as mapping and copying (0.22 s and 0.24 s), which touches 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from readapt_api.digest import FileEntry
 from readapt_api.errors import Terminal, Transient
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -116,20 +115,14 @@ class TensorFile:
         require_finite(tensor, f"{self.path.name}: {name}")
         return tensor
 
-    def read_all(self, entry: FileEntry | None = None) -> dict[str, torch.Tensor]:
-        """Every tensor as ``read`` gives it: views of one buffer, which takes a fraction of the time.
-
-        With ``entry`` (of a manifest) the file's bytes must be those that it names. It is the buffer that is hashed:
-        a file that is put in its place meanwhile changes nothing. Raises BadWeights, FileChanged.
-        """
-        infos = list(self.infos.values())
+    def read_all(self) -> Data:
+        """The whole file, once. Raises FileChanged."""
+        infos = tuple(self.infos.values())
         start, size = (infos[0].begin, infos[-1].end) if infos else (0, 0)
         pad = -start % _ALIGNMENT
         raw = torch.empty(pad + size, dtype=torch.uint8)[pad:]
         _read_into(self._descriptor, raw.numpy().data, 0, self.path.name)
-        if entry is not None and hashlib.sha256(raw.numpy().data).hexdigest() != entry.sha256:
-            raise BadWeights(f"{self.path.name}: its sha256 is not that of the manifest")
-        return _views(raw[start:], infos, self.path.name)
+        return Data(self.path.name, infos, raw)
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Fills ``out``, contiguous and of the tensor's shape, in its own dtype on its own device, a block at a time.
@@ -186,6 +179,44 @@ class TensorFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         os.close(self._descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A file in memory: a file that is put in its place meanwhile changes nothing."""
+
+    name: str
+    infos: tuple[TensorInfo, ...]
+    raw: torch.Tensor
+    """uint8; the first byte of the first tensor lies at a multiple of 8."""
+
+    @property
+    def content(self) -> memoryview:
+        """Its bytes."""
+        return self.raw.numpy().data
+
+    def hollow(self) -> frozenset[str]:
+        """Tensors that begin with zeros, as those in a hole of the file do."""
+        content = self.content
+        heads = {info.name: content[info.begin : min(info.end, info.begin + _ALIGNMENT)] for info in self.infos}
+        return frozenset(name for name, head in heads.items() if not any(head))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor as ``TensorFile.read`` gives it: views of one buffer, which takes a fraction of the time.
+
+        Raises BadWeights.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        for dtype, run in groupby(self.infos, key=lambda info: info.dtype):
+            members = list(run)
+            part = self.raw[members[0].begin : members[-1].end]
+            flat = (part if part.storage_offset() % dtype.itemsize == 0 else part.clone()).view(dtype)
+            pieces = torch.split(flat, [info.elements for info in members])
+            tensors |= {info.name: piece.view(info.shape) for info, piece in zip(members, pieces, strict=True)}
+            if not bool(torch.isfinite(flat.sum())):
+                for info in members:
+                    require_finite(tensors[info.name], f"{self.name}: {info.name}")
+        return tensors
 
 
 class Checkpoint:
@@ -281,24 +312,13 @@ def require_finite(tensor: torch.Tensor, what: str) -> None:
             raise BadWeights(f"{what}: NaN or infinite values")
 
 
-def _views(data: torch.Tensor, infos: Sequence[TensorInfo], file: str) -> dict[str, torch.Tensor]:
-    """The tensors of the data part of a file, whose first byte lies at a multiple of 8. Raises BadWeights."""
-    tensors: dict[str, torch.Tensor] = {}
-    for dtype, run in groupby(infos, key=lambda info: info.dtype):
-        members = list(run)
-        start, stop = (at - infos[0].begin for at in (members[0].begin, members[-1].end))
-        part = data[start:stop]
-        flat = (part if part.storage_offset() % dtype.itemsize == 0 else part.clone()).view(dtype)
-        pieces = torch.split(flat, [info.elements for info in members])
-        tensors |= {info.name: piece.view(info.shape) for info, piece in zip(members, pieces, strict=True)}
-        if not bool(torch.isfinite(flat.sum())):
-            for info in members:
-                require_finite(tensors[info.name], f"{file}: {info.name}")
-    return tensors
-
-
 def read_json_object(path: Path, limit: int = 4 << 20) -> dict[str, object]:
     """A JSON object out of a file of bounded size. Raises BadWeights naming the file."""
+    return parse_json_object(read_bounded(path, limit), str(path))
+
+
+def read_bounded(path: Path, limit: int = 4 << 20) -> bytes:
+    """The bytes of a file of bounded size. Raises BadWeights naming the file."""
     try:
         with path.open("rb") as stream:
             content = stream.read(limit + 1)
@@ -306,7 +326,18 @@ def read_json_object(path: Path, limit: int = 4 << 20) -> dict[str, object]:
         raise BadWeights(f"{path}: no such file") from None
     if len(content) > limit:
         raise BadWeights(f"{path}: larger than {limit} bytes")
-    return _parse_object(content, str(path))
+    return content
+
+
+def parse_json_object(content: bytes, name: str) -> dict[str, object]:
+    """Raises BadWeights naming the file for anything but a JSON object without a key twice."""
+    try:
+        document = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise BadWeights(f"{name}: not the JSON that it should hold: {str(error)[:120]}") from error
+    if not isinstance(document, dict):
+        raise BadWeights(f"{name}: not a JSON object")
+    return document
 
 
 def _shards(folder: Path) -> Mapping[str, set[str] | None]:
@@ -341,19 +372,29 @@ def _read_header(descriptor: int, name: str, limits: Limits) -> tuple[Mapping[st
     length = int.from_bytes(_read_exactly(descriptor, 8, 0, name), "little")
     if not 2 <= length <= min(limits.header_bytes, status.st_size - 8):
         raise BadWeights(f"{name}: a header of {length} bytes; allowed are {limits.header_bytes}")
-    header = _parse_object(_read_exactly(descriptor, length, 8, name), name)
+    infos, metadata, end = _parse_header(_read_exactly(descriptor, length, 8, name), name, limits)
+    if end != status.st_size:
+        raise BadWeights(f"{name}: {status.st_size} bytes, but the header describes {end} (truncated?)")
+    return infos, metadata
+
+
+@lru_cache(maxsize=32)
+def _parse_header(
+    content: bytes, name: str, limits: Limits
+) -> tuple[Mapping[str, TensorInfo], Mapping[str, object], int]:
+    """Tensors in the order of their data, metadata, and where the data ends; adapters of one kind have one header."""
+    header = parse_json_object(content, name)
     metadata = header.pop("__metadata__", None)
     if len(header) > limits.tensors:
         raise BadWeights(f"{name}: {len(header)} tensors, allowed are {limits.tensors}")
-    infos = sorted((_info(name, key, value, 8 + length, limits) for key, value in header.items()), key=_extent)
-    position = 8 + length
+    position = 8 + len(content)
+    infos = sorted((_info(name, key, value, position, limits) for key, value in header.items()), key=_extent)
     for info in infos:
         if info.begin != position:
             raise BadWeights(f"{name}: the data of {info.name} does not follow what is before it")
         position = info.end
-    if position != status.st_size:
-        raise BadWeights(f"{name}: {status.st_size} bytes, but the header describes {position} (truncated?)")
-    return {info.name: info for info in infos}, metadata if isinstance(metadata, dict) else {}
+    described = MappingProxyType({info.name: info for info in infos})
+    return described, MappingProxyType(metadata if isinstance(metadata, dict) else {}), position
 
 
 def _extent(info: TensorInfo) -> tuple[int, int]:
@@ -378,16 +419,6 @@ def _info(file: str, key: str, value: object, data: int, limits: Limits) -> Tens
 def _are_sizes(values: object) -> bool:
     """A list of non-negative integers, none of them so large that products grow without bound."""
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 48 for v in values)
-
-
-def _parse_object(content: bytes, name: str) -> dict[str, object]:
-    try:
-        document = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise BadWeights(f"{name}: not the JSON that it should hold: {str(error)[:120]}") from error
-    if not isinstance(document, dict):
-        raise BadWeights(f"{name}: not a JSON object")
-    return document
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -7,9 +7,10 @@ decides the number of pages. Nothing is padded to a maximum rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -35,6 +36,8 @@ class SliceFactors:
     rank_start: int
     rank: int
     b_offset: int
+    b_rank: int
+    """Rows of Bᵀ: the rank, or that of all ranks together where they share out A along it."""
     out_start: int
     out_size: int
     scale: float
@@ -76,45 +79,57 @@ def pack_adapter(
     ``linears`` say which outputs the factors work on; those of the config, unless the factors are a part of them.
     """
     linears = linears or config.linears
-    packed = [_pack_layer(modules, config, linears, layer) for layer in range(config.num_layers)]
-    num_pages = max(1, *(-(-sum(t.numel() for t in tensors) // page_elements) for _, tensors in packed))
-    rows = torch.zeros(config.num_layers, num_pages * page_elements, dtype=dtype)
-    for row, (_, tensors) in zip(rows, packed, strict=True):
-        sizes = [tensor.numel() for tensor in tensors]
-        for place, tensor in zip(row[: sum(sizes)].split(sizes), tensors, strict=True):
-            place.view(tensor.shape).copy_(tensor)
+    placed = [_placed(modules, config, linears, layer) for layer in range(config.num_layers)]
+    directories = [_directory(parts) for parts, _ in placed]
+    lengths = [sum(t.numel() for t in tensors) for _, tensors in placed]
+    num_pages = max(1, *(-(-length // page_elements) for length in lengths))
+    width = num_pages * page_elements
+    padding = torch.zeros(width, dtype=dtype)
+    pieces = [
+        piece
+        for length, (_, tensors) in zip(lengths, placed, strict=True)
+        for piece in (*(t.reshape(-1) for t in tensors), padding[length:])
+    ]
+    rows = torch.cat(pieces).to(dtype).view(config.num_layers, width)
+    _transpose_b(rows, directories)
     pages = rows.view(config.num_layers, num_pages, page_elements).transpose(0, 1)
     return AdapterImage(
-        layers=tuple(directory for directory, _ in packed),
+        layers=tuple(directories),
         rank=max((m.a.shape[0] for m in modules.values()), default=0),
         num_pages=num_pages,
         read=lambda: pages,
     )
 
 
-def _pack_layer(
+def _placed(
     modules: Mapping[str, LoraFactors], config: DecoderConfig, linears: Mapping[Linear, FusedLinear], layer: int
-) -> tuple[Mapping[Linear, LinearFactors], list[torch.Tensor]]:
-    present = [
-        (linear, fused, {i: modules[name] for i, name in enumerate(names) if name in modules})
-        for linear, fused in linears.items()
-        for names in ([config.module_name(layer, part.module) for part in fused.slices],)
-    ]
-    placed = tuple(
-        (linear, fused, tuple((i, f.a.shape[0], f.b.numel(), f.scale) for i, f in factors.items()))
-        for linear, fused, factors in present
-        if factors
-    )
-    tensors = [t for _, _, factors in present for t in _rank_rows(factors)]
-    return _directory(placed), tensors
+) -> tuple[tuple[_Placed, ...], list[torch.Tensor]]:
+    """What is there of a layer, and its factors in their order: A of all slices of a fused linear, then B."""
+    placed: list[_Placed] = []
+    tensors: list[torch.Tensor] = []
+    for linear, fused in linears.items():
+        names = [config.module_name(layer, part.module) for part in fused.slices]
+        factors = {i: modules[name] for i, name in enumerate(names) if name in modules}
+        if factors:
+            parts = tuple((i, f.a.shape[0], f.b.shape[1], f.scale) for i, f in factors.items())
+            placed.append((linear, fused, parts))
+            tensors += [f.a for f in factors.values()] + [f.b for f in factors.values()]
+    return tuple(placed), tensors
 
 
-def _rank_rows(factors: Mapping[int, LoraFactors]) -> list[torch.Tensor]:
-    return [f.a for f in factors.values()] + [f.b.t() for f in factors.values()]
+def _transpose_b(rows: torch.Tensor, directories: Sequence[Mapping[Linear, LinearFactors]]) -> None:
+    """B as it is stored becomes Bᵀ in its place, for neighbouring layers that look alike at once."""
+    for directory, run in groupby(range(len(directories)), key=lambda layer: directories[layer]):
+        layers = list(run)
+        own = rows[layers[0] : layers[-1] + 1]
+        for part in (part for factors in directory.values() for part in factors.slices):
+            stored = own[:, part.b_offset : part.b_offset + part.b_rank * part.out_size]
+            b = stored.unflatten(1, (part.out_size, part.b_rank))
+            stored.copy_(b.transpose(1, 2).flatten(1))
 
 
 _Part = tuple[int, int, int, float]
-"""Slice, rows of A, elements of B and scale of a module that is there."""
+"""Slice, rows of A, columns of B and scale of a module that is there."""
 _Placed = tuple[Linear, FusedLinear, tuple[_Part, ...]]
 
 
@@ -124,17 +139,17 @@ def _directory(placed: tuple[_Placed, ...]) -> Mapping[Linear, LinearFactors]:
     directory: dict[Linear, LinearFactors] = {}
     offset = 0
     for linear, fused, parts in placed:
-        directory[linear] = _place(fused, parts, offset)
-        offset += sum(rows * fused.in_features + elements for _, rows, elements, _ in parts)
+        directory[linear], offset = _place(fused, parts, offset)
     return directory
 
 
-def _place(fused: FusedLinear, parts: tuple[_Part, ...], offset: int) -> LinearFactors:
+def _place(fused: FusedLinear, parts: tuple[_Part, ...], offset: int) -> tuple[LinearFactors, int]:
+    """From ``offset`` on, and where the next one begins."""
     rank = sum(own for _, own, _, _ in parts)
     slices, rank_start, b_offset = [], 0, offset + rank * fused.in_features
-    for i, own, elements, scale in parts:
+    for i, own, b_rank, scale in parts:
         part = fused.slices[i]
-        slices.append(SliceFactors(rank_start, own, b_offset, part.start, part.size, scale))
+        slices.append(SliceFactors(rank_start, own, b_offset, b_rank, part.start, part.size, scale))
         rank_start += own
-        b_offset += elements
-    return LinearFactors(offset, rank, fused.in_features, tuple(slices))
+        b_offset += b_rank * part.size
+    return LinearFactors(offset, rank, fused.in_features, tuple(slices)), b_offset

@@ -6,13 +6,14 @@ is a single path component by its pattern, and a link that leads out of the root
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from readapt_api.contract import Digest
 from readapt_api.errors import Transient
 from readapt_runtime.server.host_images import HostImages
-from readapt_runtime.server.registration import Packing, Registered, WrongArtifact, folder_digest, reading
+from readapt_runtime.server.registration import Packing, Registered, WrongArtifact, reading
 from readapt_runtime.store import MissingArtifact
 
 
@@ -49,8 +50,14 @@ class AdapterRoot:
         folder = (root / name).resolve()
         if not folder.is_relative_to(root) or folder == root or not folder.is_dir():
             raise MissingArtifact(f"the adapter root has no folder {name!r}")
-        digest = folder_digest(self.base, folder)
-        image = self.packing.pack(folder, None)
-        if folder_digest(self.base, folder) != digest:
+        before = _stamps(folder)
+        digest, image = self.packing.pack_named(folder, self.base)
+        if _stamps(folder) != before:
             raise FolderChanged(f"{name}: its files changed while they were read")
         return digest, Registered(image, None)
+
+
+def _stamps(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, inode and time of the last change of every file."""
+    with os.scandir(folder) as entries:
+        return sorted((entry.name, entry.inode(), entry.stat().st_mtime_ns) for entry in entries)

@@ -5,7 +5,7 @@ In: (name, digest) of a wanted variant. Out: the packed image and the probe. Nex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,12 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from readapt_api.artifacts import ADAPTER_WEIGHTS, PROBE, ArtifactKind, Manifest, Probe
+from readapt_api.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROBE, ArtifactKind, Manifest, Probe
 from readapt_api.contract import Digest
-from readapt_api.digest import hash_file, list_source, variant_digest
+from readapt_api.digest import FileEntry, hash_file, list_source, variant_digest
 from readapt_api.errors import Terminal, Transient
-from readapt_runtime.lora_format import read_adapter
+from readapt_runtime.lora_format import read_adapter_files
 from readapt_runtime.model.adapter_image import AdapterImage, LoraFactors
-from readapt_runtime.model.config import DecoderConfig
 from readapt_runtime.store import MissingArtifact, Store
 
 _MAX_PROBE_BYTES = 1 << 20
@@ -53,15 +52,24 @@ class Source(Protocol):
 class Packing:
     """How images are made for this pod's base and pools."""
 
-    config: DecoderConfig
+    shapes: Mapping[str, tuple[int, int]]
+    """``(out, in)`` of the base's linear modules by name."""
     max_rank: int
     make_image: Callable[[Mapping[str, LoraFactors]], AdapterImage]
     """Of checked factors by module."""
 
-    def pack(self, folder: Path, manifest: Manifest | None) -> AdapterImage:
-        """Reads and checks the PEFT folder; raises Terminal with the module that is wrong."""
-        adapter = read_adapter(folder, self.config.module_shapes, self.max_rank, manifest)
-        return self.make_image(adapter.modules)
+    def pack_listed(self, folder: Path, manifest: Manifest) -> AdapterImage:
+        """Of a PEFT folder whose bytes the manifest lists; raises Terminal with what is wrong."""
+        adapter, files = read_adapter_files(folder, self.shapes, self.max_rank, manifest)
+        image = self.make_image(adapter.modules)
+        files.require(manifest)
+        return image
+
+    def pack_named(self, folder: Path, base: Digest) -> tuple[Digest, AdapterImage]:
+        """Of any PEFT folder, with its digest as a variant of ``base``; raises Terminal with what is wrong."""
+        adapter, files = read_adapter_files(folder, self.shapes, self.max_rank)
+        image = self.make_image(adapter.modules)
+        return folder_digest(base, folder, files.entries), image
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +82,14 @@ class StoreSource:
 
     def load(self, digest: Digest) -> Registered:
         with reading(digest):
-            # the weights are hashed by their reader, through the descriptor that they are read from
-            artifact = self.store.open(digest, verify=True, unread={ADAPTER_WEIGHTS})
+            # these two are hashed by their reader, as the bytes that it reads
+            artifact = self.store.open(digest, verify=True, unread={ADAPTER_CONFIG, ADAPTER_WEIGHTS})
             manifest = artifact.manifest
             if manifest.kind is not ArtifactKind.VARIANT:
                 raise WrongArtifact(f"the artifact is a {manifest.kind}, not a Variant")
             if manifest.base != self.base:
                 raise WrongArtifact(f"the variant belongs to the base {manifest.base}, this pod serves {self.base}")
-            image = self.packing.pack(artifact.path, manifest)
+            image = self.packing.pack_listed(artifact.path, manifest)
             has_probe = any(entry.name == PROBE for entry in manifest.attachments)
             return Registered(image, _read_probe(artifact.path / PROBE) if has_probe else None)
 
@@ -99,8 +107,8 @@ class FolderSource:
         if folder is None:
             raise MissingArtifact(f"{digest}: this server was started without a store")
         with reading(str(folder)):
-            image = self.packing.pack(folder, None)
-            if folder_digest(self.base, folder) != digest:
+            found, image = self.packing.pack_named(folder, self.base)
+            if found != digest:
                 raise WrongArtifact(f"{folder} has changed since the server was started")
         return Registered(image, None)
 
@@ -114,9 +122,10 @@ def reading(what: str) -> Iterator[None]:
         raise Unreadable(f"{what}: {error.strerror or error}") from error
 
 
-def folder_digest(base: Digest, folder: Path) -> Digest:
-    """The digest of an adapter folder as a variant of ``base``; raises BadPath."""
-    return variant_digest(base, (hash_file(path, name) for name, path in list_source(folder)))
+def folder_digest(base: Digest, folder: Path, known: Iterable[FileEntry] = ()) -> Digest:
+    """The digest of a folder as a variant of ``base``; ``known`` files count as they were read. Raises BadPath."""
+    read = {entry.name: entry for entry in known}
+    return variant_digest(base, (read.get(name) or hash_file(path, name) for name, path in list_source(folder)))
 
 
 def _read_probe(path: Path) -> Probe:

@@ -123,7 +123,7 @@ def build(options: Options) -> Machinery:
         engine_limits = EngineLimits(limits.max_batch_tokens, limits.max_in_flight)
         loader = ThreadPoolExecutor(engine_limits.max_loading, thread_name_prefix="adapters")
         engine = Engine(ranks.model, ranks.pool, engine_limits, executor=loader)
-        packing = Packing(config, limits.max_rank, ranks.make_image)
+        packing = Packing(config.module_shapes, limits.max_rank, ranks.make_image)
         images = HostImages(limits.host_bytes, pinned=device.type == "cuda")
         with _stage("digest adapters"):
             source, given = _source(options, base_digest, packing)

@@ -267,7 +267,9 @@ def test_all_tensors_at_once_are_those_one_by_one_wherever_they_lie(tmp_path: Pa
         data, at = data + raw, at + len(raw)
     join(tmp_path / "f", json.dumps(header).encode() + b" " * padding, data)
     with TensorFile(tmp_path / "f") as file:
-        found = file.read_all()
+        data = file.read_all()
+    found = data.tensors()
+    assert bytes(data.content) == (tmp_path / "f").read_bytes()
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in whole.items())
 
@@ -275,7 +277,7 @@ def test_all_tensors_at_once_are_those_one_by_one_wherever_they_lie(tmp_path: Pa
 def test_all_tensors_at_once_are_finite_and_the_one_that_is_not_is_named(tmp_path: Path) -> None:
     save_file({"fine": torch.full((8,), 3e38), "x": torch.tensor([1.0, float("nan")])}, tmp_path / "x.safetensors")
     with TensorFile(tmp_path / "x.safetensors") as file, pytest.raises(BadWeights, match="x: NaN or infinite"):
-        file.read_all()
+        file.read_all().tensors()
     save_file({"large": torch.full((8,), 3e38)}, tmp_path / "large.safetensors")
     with TensorFile(tmp_path / "large.safetensors") as file:
-        assert file.read_all()["large"].numel() == 8, "a sum that overflows is no infinity"
+        assert file.read_all().tensors()["large"].numel() == 8, "a sum that overflows is no infinity"
