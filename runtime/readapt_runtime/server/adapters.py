@@ -20,6 +20,7 @@ from readapt_api.artifacts import Probe
 from readapt_api.contract import Digest
 from readapt_api.errors import ReadaptError, Terminal, Transient
 from readapt_api.serving import AdapterState, DesiredAdapter
+from readapt_runtime.daemon_threads import to_daemon_thread
 from readapt_runtime.engine.core import Variant
 from readapt_runtime.server.generation import NOT_ASKED, Generation
 from readapt_runtime.server.registration import Registered, Source
@@ -165,7 +166,7 @@ class AdapterTable:
 
     async def _register(self, generation: Generation) -> None:
         try:
-            registered = await asyncio.to_thread(self._source.load, generation.digest)
+            registered = await to_daemon_thread(self._source.load, generation.digest)
         except Terminal as error:
             self._settle(generation, AdapterState.FAILED, type(error).__name__, str(error))
         except Transient as error:

@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from readapt_api.contract import DIGEST_PATTERN, SERVED_NAME_PATTERN, Digest, ServedName
 from readapt_api.errors import Terminal, Transient
 from readapt_api.serving import AdapterState
+from readapt_runtime.daemon_threads import to_daemon_thread
 from readapt_runtime.server.adapter_root import AdapterRoot
 from readapt_runtime.server.adapters import AdapterTable
 from readapt_runtime.server.body import parse_body, read_body
@@ -85,7 +86,7 @@ class HandLoading:
             what = self._what(wish)
             if self._is_served(wish, what):
                 return
-            digest, registered = await asyncio.to_thread(self._read, what)
+            digest, registered = await to_daemon_thread(self._read, what)
             # the set may have changed meanwhile, and only now is the digest of a folder known
             if not self._is_served(wish, digest):
                 self._table.install(wish.lora_name, digest, registered)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from readapt_api.contract import Digest
 from readapt_api.digest import digest_path
 from readapt_api.errors import Terminal
 from readapt_api.serving import DesiredAdapter, DesiredSet
+from readapt_runtime.daemon_threads import DaemonThreads
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.model.backends import Bounds
@@ -121,8 +121,7 @@ def build(options: Options) -> Machinery:
             ranks = start_ranks(plan, config, options.tensor_parallel, options.full_shard_rank)
             unless_built.callback(ranks.close)
         engine_limits = EngineLimits(limits.max_batch_tokens, limits.max_in_flight)
-        loader = ThreadPoolExecutor(engine_limits.max_loading, thread_name_prefix="adapters")
-        engine = Engine(ranks.model, ranks.pool, engine_limits, executor=loader)
+        engine = Engine(ranks.model, ranks.pool, engine_limits, executor=DaemonThreads())
         packing = Packing(config.module_shapes, limits.max_rank, ranks.make_image)
         images = HostImages(limits.host_bytes, pinned=device.type == "cuda")
         with _stage("digest adapters"):

@@ -113,3 +113,27 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "--drain-keep-alive-seconds" in done.stdout or "--drain-keep-alive" in done.stdout
+
+
+HANGS = {
+    "an adapter that is registered": "import readapt_runtime.server.registration as m; m.read_adapter_files = hang",
+    "an adapter on its way into the pool": "from readapt_runtime.engine.pool import PagePool as m; m.write = hang",
+}
+
+
+@pytest.mark.parametrize("place", HANGS.values(), ids=HANGS)
+def test_a_read_that_never_returns_does_not_hold_up_the_end(tiny: Tiny, place: str) -> None:
+    """As of a volume that is gone: its thread is in the system call, and cannot be told to stop."""
+    prelude = "import threading\nhang = lambda *_: (print('reading', flush=True), threading.Event().wait())\n" + place
+    arguments = ["--base", str(tiny.base), "--served-name", "tiny", "--adapter", f"r8={tiny.adapters['r8']}"]
+    with serve_process([*arguments, "--pool-memory", "16Mi", "--max-model-len", "64"], prelude) as (process, addresses):
+        assert process.stdout is not None
+        address = urlsplit(addresses["serving"])
+        with socket.create_connection((str(address.hostname), address.port or 0)) as client:
+            content = b'{"model": "r8", "prompt": "x"}'
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(content)
+            client.sendall(head + content)
+            assert process.stdout.readline() == "reading\n"
+            assert httpx.get(f"{addresses['serving']}/healthz").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
