@@ -91,7 +91,11 @@ BASE_MODELS = [
     Row("pool without number", {"spec.serving.poolMemory": "lots"}, "spec.serving.poolMemory in body should match"),
     Row("host memory in megabytes", {"spec.serving.hostMemory": "512Mi"}),
     Row("no host memory", {"spec.serving.hostMemory": "0"}, "must be an amount of memory above 0"),
-    Row("host memory without number", {"spec.serving.hostMemory": "lots"}, "spec.serving.hostMemory in body should match"),
+    Row(
+        "host memory without number",
+        {"spec.serving.hostMemory": "lots"},
+        "spec.serving.hostMemory in body should match",
+    ),
     Row("dtype BFloat16", {"spec.serving.dtype": "BFloat16"}),
     Row("dtype of another case", {"spec.serving.dtype": "float32"}, 'Unsupported value: "float32"'),
     Row("free pod template", {"spec.serving.pod.hostNetwork": True}, "unknown field"),

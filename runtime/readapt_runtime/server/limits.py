@@ -36,6 +36,8 @@ class Limits:
     """Request line and headers together."""
     receive_s: float = 30.0
     """From the first byte of a request to its last."""
+    stall_s: float = 30.0
+    """How long a client may leave untaken what waits to be sent to it; then it is cut off."""
     step_s: float = 300.0
     """One step of the engine; one that takes longer is taken for hung, and the process ends."""
     request_s: float = REQUEST_LIMIT_S

@@ -1,6 +1,8 @@
-"""uvicorn with the bounds that it lacks: a deadline for receiving a request, and an exit that we steer.
+"""uvicorn with the bounds that it lacks: on the time to send a request and to take its answer, and on what waits to be
+taken; and an exit that we steer.
 
-uvicorn 0.54 waits for ever for a client that sends one header line a second, and takes the process's signals.
+uvicorn 0.54 waits for ever for a client that sends one header line a second, or that takes nothing of a stream, and
+takes the process's signals.
 """
 
 from __future__ import annotations
@@ -19,17 +21,21 @@ from readapt_runtime.server.gatekeeping import LimitHeaders
 from readapt_runtime.server.limits import Limits
 
 CLOSE_GRACE_S = 5
+SEND_BUFFER_BYTES = 128 << 10
+"""Of a connection, in the kernel (which doubles it): by itself it lets a client that does not read have 4 MiB."""
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-def bounded_protocol(receive_s: float, idle_s: float) -> type[H11Protocol]:
+def bounded_protocol(receive_s: float, stall_s: float, idle_s: float) -> type[H11Protocol]:
     """HTTP/1.1 where a request must be whole ``receive_s`` after its first byte.
 
-    A connection on which nothing was ever sent closes after ``idle_s``; uvicorn times only those after an answer.
+    Who does not take what waits to be sent within ``stall_s`` is cut off. A connection on which nothing was ever sent
+    closes after ``idle_s``; uvicorn times only those after an answer.
     """
 
     class BoundedProtocol(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
+        _stalled: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)  # type: ignore[arg-type]
@@ -47,7 +53,22 @@ def bounded_protocol(receive_s: float, idle_s: float) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
+            self._go_on()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            """More waits to be sent than the transport likes to hold (64 KiB)."""
+            super().pause_writing()
+            self._stalled = self.loop.call_later(stall_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._go_on()
+            super().resume_writing()
+
+        def _go_on(self) -> None:
+            if self._stalled is not None:
+                self._stalled.cancel()
+                self._stalled = None
 
         def _received_whole(self) -> bool:
             if self.conn.their_state is h11.IDLE:
@@ -78,7 +99,7 @@ class Listener(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 LimitHeaders(app, limits.max_header_bytes),
-                http=bounded_protocol(limits.receive_s, limits.keep_alive_s),
+                http=bounded_protocol(limits.receive_s, limits.stall_s, limits.keep_alive_s),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -110,4 +131,6 @@ class Listener(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket; port 0 takes a free one. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    made = socket.create_server((host, port), family=family, backlog=2048)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # connections inherit it
+    return made

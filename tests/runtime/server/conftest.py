@@ -5,7 +5,7 @@
 | D1 killed under load: complete, an error, or a closed connection | test_kill_under_load |
 | D2 SIGTERM drains | test_process_life |
 | D3 a dead or hung engine is seen, and ends the process non-zero | test_engine_death |
-| D4 abuse is refused and bounded, neighbours are served | test_bounds, test_bounds_of_abuse, test_openai_api |
+| D4 abuse is refused and bounded, neighbours are served | test_bounds, test_bounds_of_abuse, test_streams_left |
 | D5 what is larger than all pages is refused | test_bounds_of_abuse, engine/test_engine_life |
 | D6 no answer mixes two adapters or versions | test_no_leak_between_adapters, engine/test_engine_life |
 | D7 unload in use, concurrent and failing loads, mixed ranks | test_hand_loading, engine/test_mixed_batch |
