@@ -267,7 +267,7 @@ def test_an_image_of_the_runtime_is_read_where_it_lies() -> None:
     image = pack_adapter(modules, config, SMOL.page_elements, FP32)
     pages = tuple(range(image.num_pages))
     layers = [[_rows(found.get(name), fused) for name, fused in config.linears.items()] for found in image.layers]
-    kernels = LoraKernels(image.read().contiguous(), SMOL, LIMITS)
+    kernels = LoraKernels(image.read().here.contiguous(), SMOL, LIMITS)
     x, y = inputs(2, QKV, FP32)
     out = y.clone()
 

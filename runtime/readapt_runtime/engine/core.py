@@ -20,7 +20,7 @@ from readapt_api.errors import ReadaptError, Terminal, Transient
 from readapt_runtime.engine.draws import Draws
 from readapt_runtime.engine.pool import Entry
 from readapt_runtime.engine.worth import Heat
-from readapt_runtime.model.adapter_image import AdapterImage
+from readapt_runtime.model.adapter_image import AdapterImage, Shares
 
 
 class RequestTooLarge(Terminal):
@@ -139,7 +139,7 @@ class Request:
         return len(self.prompt) + (0 if self.score_ids else self.sampling.max_tokens)
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class ResidentAdapter:
     """A variant whose pages are in the pool."""
 
@@ -147,6 +147,8 @@ class ResidentAdapter:
     entry: Entry
     flat: tuple[torch.Tensor, ...] | None
     """Per layer a view of its rank rows, when its pages are neighbours in memory."""
+    shares: Shares | None = None
+    """Of the other ranks, until a step has told them to copy theirs into the pool."""
 
 
 @dataclass(eq=False, slots=True)

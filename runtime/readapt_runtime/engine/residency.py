@@ -108,11 +108,17 @@ class Residency:
         self._slots[variant] = slot
         self._evictions.touch(slot)
         self.loads += 1
-        load = slot.load = _started(self._executor, lambda: self._pool.write(entry, variant.image.read()))
+        load = slot.load = _started(self._executor, lambda: self._bring(slot.adapter))
         if load.done() and load.exception() is None:
             self._arrive(slot)
         else:
             load.add_done_callback(lambda _: self._wake())
+
+    def _bring(self, adapter: ResidentAdapter) -> None:
+        """Run beside the engine's thread, which looks at the adapter when this has ended."""
+        pages = adapter.variant.image.read()
+        self._pool.write(adapter.entry, pages.here)
+        adapter.shares = pages.shares
 
     def settle(self) -> tuple[list[Variant], list[tuple[Variant, ReadaptError]]]:
         """Takes over the loads that ended: those that are resident, and those that failed and are absent again."""

@@ -54,6 +54,22 @@ class LinearFactors:
     slices: tuple[SliceFactors, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Shares:
+    """What other ranks hold of one adapter, under a number; they let go of it once nothing refers to this any more."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostPages:
+    """The pages of an adapter on the host: here, and on the other ranks."""
+
+    here: torch.Tensor
+    """``[num_pages, num_layers, page elements]``."""
+    shares: Shares | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AdapterImage:
     """The directory into the pages of an adapter, per layer, and how to get at them."""
@@ -61,8 +77,8 @@ class AdapterImage:
     layers: tuple[Mapping[Linear, LinearFactors], ...]
     rank: int
     num_pages: int
-    read: Callable[[], torch.Tensor]
-    """The pages ``[num_pages, num_layers, page elements]`` on the host; may read a disk and raise ReadaptError."""
+    read: Callable[[], HostPages]
+    """The pages; may read a disk and raise ReadaptError."""
     fully_sharded: bool = False
     """Whether ranks share out A of every module along the rank, and exchange what they make of their part."""
 
@@ -92,7 +108,7 @@ def pack_adapter(
     ]
     rows = torch.cat(pieces).to(dtype).view(config.num_layers, width)
     _transpose_b(rows, directories)
-    pages = rows.view(config.num_layers, num_pages, page_elements).transpose(0, 1)
+    pages = HostPages(rows.view(config.num_layers, num_pages, page_elements).transpose(0, 1))
     return AdapterImage(
         layers=tuple(directories),
         rank=max((m.a.shape[0] for m in modules.values()), default=0),

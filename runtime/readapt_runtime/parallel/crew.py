@@ -12,25 +12,28 @@ import socket
 import struct
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from time import monotonic
 from types import TracebackType
 from typing import Self
 
-from readapt_runtime.model.adapter_image import AdapterImage, LoraFactors
+from readapt_runtime.model.adapter_image import AdapterImage, LoraFactors, Shares
 from readapt_runtime.model.config import DecoderConfig
 from readapt_runtime.model.shard import Shard
 from readapt_runtime.parallel.errors import WorkerDied, WorkerRefused
 from readapt_runtime.parallel.group import Group, Meeting
-from readapt_runtime.parallel.images import ImageMaker, SharedImage, Shares
+from readapt_runtime.parallel.images import ImageMaker
 from readapt_runtime.parallel.rank import Plan
-from readapt_runtime.parallel.worker import Failed, ImageHeader, Ready, image_bytes, run
+from readapt_runtime.parallel.worker import Failed, Gone, ImageHeader, Ready, image_bytes, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,10 @@ class Crew:
         self._folder = tempfile.TemporaryDirectory(prefix="readapt-ranks-")
         self._meeting = Meeting(Path(self._folder.name) / "meeting", self._patience.step_s)
         self._numbers = count()
+        self._told = 0
         self._sending = threading.Lock()
+        # filled by finalizers, which run wherever the last reference goes: this queue may be entered from anywhere
+        self._dropped: SimpleQueue[int] = SimpleQueue()
         self._closing = threading.Event()
         self._workers: list[_Worker] = []
         atexit.register(self.close)
@@ -98,15 +104,24 @@ class Crew:
                 worker.steps.send_bytes(step)
             except OSError as error:
                 raise _gone(worker, f"takes no step ({type(error).__name__})") from error
+        self._told += 1
 
-    def share(self, modules: Mapping[str, LoraFactors], maker: ImageMaker) -> SharedImage:
-        """Rank 0's image of an adapter, once every worker has acknowledged its own by hash; raises WorkerDied."""
-        number = next(self._numbers)
+    def share(self, modules: Mapping[str, LoraFactors], maker: ImageMaker) -> AdapterImage:
+        """Rank 0's image of an adapter, once every worker has acknowledged its own by hash; raises WorkerDied.
+
+        The workers hold theirs as long as something here refers to what ``read`` gives, and let go of it before the
+        next one comes: so what bounds the images of this process bounds those of all ranks.
+        """
+        shares = Shares(next(self._numbers))
         with self._sending:
+            gone = Gone(self._drain_dropped(), self._told)
             for worker in self._workers:
-                self._send_image(worker, number, maker.make(modules, Shard(self._config, worker.rank, self._world)))
+                image = maker.make(modules, Shard(self._config, worker.rank, self._world))
+                self._send_image(worker, ImageHeader.of(shares.number, image, gone), image_bytes(image))
+            weakref.finalize(shares, self._dropped.put, shares.number)
         own = maker.make(modules, Shard(self._config, 0, self._world))
-        return SharedImage(own.layers, own.rank, own.num_pages, own.read, own.fully_sharded, shares=Shares(number))
+        pages = replace(own.read(), shares=shares)
+        return replace(own, read=lambda: pages)
 
     def close(self) -> None:
         """Ends the workers: by their pipes, and by force where that does not do."""
@@ -171,10 +186,17 @@ class Crew:
             raise _gone(worker, f"ended with {worker.process.exitcode} while starting") from error
         return news
 
-    def _send_image(self, worker: _Worker, number: int, image: AdapterImage) -> None:
-        content = image_bytes(image)
+    def _drain_dropped(self) -> tuple[int, ...]:
+        """Images that nothing here refers to any more."""
+        found = []
+        with suppress(Empty):
+            while True:
+                found.append(self._dropped.get_nowait())
+        return tuple(found)
+
+    def _send_image(self, worker: _Worker, header: ImageHeader, content: memoryview) -> None:
         try:
-            worker.images.send(ImageHeader.of(number, image))
+            worker.images.send(header)
             worker.images.send_bytes(content)
             if not worker.images.poll(self._patience.step_s):
                 raise _gone(worker, "does not take an adapter")

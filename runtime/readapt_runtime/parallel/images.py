@@ -11,7 +11,7 @@ the rank, B of o, down by outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,20 +28,6 @@ class _Factors:
     a: torch.Tensor
     b: torch.Tensor
     scale: float
-
-
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class Shares:
-    """What the workers hold of one adapter, under a number; they let go of it when nothing refers to this any more."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SharedImage(AdapterImage):
-    """Rank 0's share of an adapter of which each worker has its own."""
-
-    shares: Shares = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from readapt_runtime.engine.core import Batch
-from readapt_runtime.model.adapter_image import LoraFactors
 from readapt_runtime.model.decoder import Decoder
 from readapt_runtime.parallel.crew import Crew
-from readapt_runtime.parallel.images import ImageMaker, SharedImage
 from readapt_runtime.parallel.steps import StepWriter
 
 
@@ -29,9 +25,3 @@ class ParallelModel:
     def pick(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
         """See ``engine.Model``; rank 0 alone has all logits."""
         return self._decoder.pick(batch, logits)
-
-    def share(self, modules: Mapping[str, LoraFactors], maker: ImageMaker) -> SharedImage:
-        """See ``Crew.share``; what the workers hold goes with the image."""
-        image = self._crew.share(modules, maker)
-        self._writer.watch(image.shares)
-        return image

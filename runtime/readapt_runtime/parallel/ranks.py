@@ -53,7 +53,7 @@ def start_ranks(
     except BaseException:
         crew.close()
         raise
-    return Ranks(model, loaded.pool, partial(model.share, maker=_maker(plan, loaded.pool, full_shard_rank)), crew)
+    return Ranks(model, loaded.pool, partial(crew.share, maker=_maker(plan, loaded.pool, full_shard_rank)), crew)
 
 
 def _maker(plan: Plan, pool: PagePool, full_shard_rank: int) -> ImageMaker:

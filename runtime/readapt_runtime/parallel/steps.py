@@ -1,7 +1,7 @@
 """One step as a run of int32 words: what rank 0 tells the workers before each forward pass.
 
-    lengths of the seven parts | token ids | row, row, … | segment, … | sampled tokens
-        | placed adapter, … | adapters that left the pool | images that are not needed any more
+    lengths of the six parts | token ids | row, row, … | segment, … | sampled tokens
+        | placed adapter, … | adapters that left the pool
     row: start, tokens, pages, page, …     segment: adapter, first token, end     placed: adapter, image, pages, page, …
 
 Adapters and images are known by numbers. Where an adapter lies is told with the first step that uses it; whoever owns
@@ -12,7 +12,7 @@ free list nor its queues.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, count, islice
 from queue import Empty, SimpleQueue
 
@@ -32,30 +32,27 @@ from readapt_runtime.engine.core import (
 from readapt_runtime.engine.core import Sequence as Seq
 from readapt_runtime.engine.draws import Draws
 from readapt_runtime.engine.pool import Entry, PageKind, PagePool, kv_pages
-from readapt_runtime.model.adapter_image import AdapterImage
+from readapt_runtime.model.adapter_image import AdapterImage, Shares
 from readapt_runtime.model.attention import pages_of
-from readapt_runtime.parallel.images import SharedImage, Shares
 
 _NO_DIGEST = f"sha256:{'0' * 64}"
 _NOBODY = Request((), SamplingParams(max_tokens=1), emit=lambda event: None)
 
 
 class StepWriter:
-    """Rank 0's side; ``write`` is called by one thread, ``watch`` by any."""
+    """Rank 0's side; used by one thread."""
 
     def __init__(self) -> None:
         self._numbers: weakref.WeakKeyDictionary[ResidentAdapter, int] = weakref.WeakKeyDictionary()
         self._next = count()
-        # filled by finalizers, which run wherever the last reference goes: these queues may be entered from anywhere
-        self._gone_adapters: SimpleQueue[int] = SimpleQueue()
-        self._gone_images: SimpleQueue[int] = SimpleQueue()
-
-    def watch(self, shares: Shares) -> None:
-        """The workers are told when ``shares`` is not referred to any more, with the next step."""
-        weakref.finalize(shares, self._gone_images.put, shares.number)
+        # filled by finalizers, which run wherever the last reference goes: this queue may be entered from anywhere
+        self._gone: SimpleQueue[int] = SimpleQueue()
+        self._placing: list[Shares] = []
+        """What the workers need for the step that was written last: with the next one they have copied it."""
 
     def write(self, batch: Batch) -> bytes:
         """Of what is on the host alone: nothing here waits for a device."""
+        self._placing.clear()
         placed = [self._place(s.adapter) for s in batch.segments if s.adapter not in self._numbers]
         ends = accumulate(row.count for row in batch.rows)
         parts = (
@@ -64,20 +61,20 @@ class StepWriter:
             [word for s in batch.segments for word in (self._numbers[s.adapter], s.start, s.stop)],
             [end - 1 for row, end in zip(batch.rows, ends, strict=True) if row.samples],
             [word for words in placed for word in words],
-            _drain(self._gone_adapters),
-            _drain(self._gone_images),
+            _drain(self._gone),
         )
         words = [*map(len, parts), *(word for part in parts for word in part)]
         return np.array(words, dtype=np.int32).tobytes()
 
     def _place(self, adapter: ResidentAdapter) -> Sequence[int]:
-        image = adapter.variant.image
-        if not isinstance(image, SharedImage):
+        if adapter.shares is None:
             raise RuntimeError(f"the workers have no shares of {adapter.variant.name}")
+        shares, adapter.shares = adapter.shares, None
+        self._placing.append(shares)
         number = self._numbers[adapter] = next(self._next)
-        weakref.finalize(adapter, self._gone_adapters.put, number)
+        weakref.finalize(adapter, self._gone.put, number)
         pages = adapter.entry.pages
-        return number, image.shares.number, len(pages), *pages
+        return number, shares.number, len(pages), *pages
 
 
 def _row(row: Row) -> Sequence[int]:
@@ -97,7 +94,7 @@ def _drain(queue: SimpleQueue[int]) -> list[int]:
 class StepReader:
     """A worker's side: keeps its pool as rank 0's, and makes the batch for its decoder."""
 
-    def __init__(self, pool: PagePool, images: MutableMapping[int, AdapterImage]) -> None:
+    def __init__(self, pool: PagePool, images: Mapping[int, AdapterImage]) -> None:
         """``images``: this rank's shares by number; they arrive by another way, before any step names them."""
         self._pool, self._images = pool, images
         self._adapters: dict[int, ResidentAdapter] = {}
@@ -106,13 +103,11 @@ class StepReader:
     def read(self, message: bytes) -> Batch:
         words = np.frombuffer(message, dtype=np.int32).tolist()
         source = iter(words)
-        lengths = _take(source, 7)
-        ids, rows, segments, sampled, placed, gone_adapters, gone_images = (_take(source, n) for n in lengths)
+        lengths = _take(source, 6)
+        ids, rows, segments, sampled, placed, gone = (_take(source, n) for n in lengths)
         self._place(placed)
-        for number in gone_adapters:
+        for number in gone:
             del self._adapters[number]
-        for number in gone_images:
-            del self._images[number]
         found = self._rows(rows)
         positions = [at for row in found for at in range(row.start, row.start + row.count)]
         return Batch(
@@ -151,7 +146,7 @@ class StepReader:
             image = self._images[image_number]
             entry = Entry(PageKind.ADAPTER, tuple(_take(source, length)))
             own = Entry(entry.kind, entry.pages[: image.num_pages])
-            self._pool.write(own, image.read())
+            self._pool.write(own, image.read().here)
             self._adapters[number] = ResidentAdapter(Variant(f"image {image_number}", _NO_DIGEST, image), entry, None)
 
 

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from readapt_api.errors import EXIT_BUG, EXIT_OK, ReadaptError, Terminal
-from readapt_runtime.model.adapter_image import AdapterImage, LinearFactors
+from readapt_runtime.model.adapter_image import AdapterImage, HostPages, LinearFactors
 from readapt_runtime.model.config import Linear
 from readapt_runtime.model.shard import Shard
 from readapt_runtime.parallel.group import Group, Meeting
@@ -48,6 +48,14 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Gone:
+    """Images that are not needed any more after a step, counted from 1."""
+
+    images: tuple[int, ...]
+    after_step: int
+
+
+@dataclass(frozen=True, slots=True)
 class ImageHeader:
     """Comes before the bytes of an image. Pickled: its reader trusts the process that started it."""
 
@@ -58,13 +66,34 @@ class ImageHeader:
     layers: tuple[Mapping[Linear, LinearFactors], ...]
     rank: int
     fully_sharded: bool
+    gone: Gone
 
     @classmethod
-    def of(cls, number: int, image: AdapterImage) -> ImageHeader:
-        pages = image.read()
-        return cls(
-            number, tuple(pages.transpose(0, 1).shape), pages.dtype, image.layers, image.rank, image.fully_sharded
-        )
+    def of(cls, number: int, image: AdapterImage, gone: Gone) -> ImageHeader:
+        pages = image.read().here.transpose(0, 1)
+        return cls(number, tuple(pages.shape), pages.dtype, image.layers, image.rank, image.fully_sharded, gone)
+
+
+class Held:
+    """The images of this rank by number; filled by the thread that receives them, read with the steps."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, AdapterImage] = {}
+        self._steps = 0
+        self._read = threading.Condition()
+
+    def step_read(self) -> None:
+        """What the step placed was copied."""
+        with self._read:
+            self._steps += 1
+            self._read.notify()
+
+    def drop(self, gone: Gone) -> None:
+        """Once the steps that may still name them were read."""
+        with self._read:
+            self._read.wait_for(lambda: self._steps >= gone.after_step)
+        for number in gone.images:
+            del self.images[number]
 
 
 def run(plan: Plan, shard: Shard, meeting: Meeting, steps: Connection, images: Connection) -> None:
@@ -72,7 +101,7 @@ def run(plan: Plan, shard: Shard, meeting: Meeting, steps: Connection, images: C
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group: the server decides when to end
         signal.signal(number, signal.SIG_IGN)
     log_as_json()
-    held: dict[int, AdapterImage] = {}
+    held = Held()
     pinned = plan.device == "cuda"
     threading.Thread(target=_receive_images, args=(images, held, pinned), name="images", daemon=True).start()
     try:
@@ -99,33 +128,36 @@ def _begin(plan: Plan, shard: Shard, meeting: Meeting, steps: Connection) -> tup
     return loaded, group
 
 
-def _compute(loaded: Loaded, group: Group, held: dict[int, AdapterImage], steps: Connection) -> None:
+def _compute(loaded: Loaded, group: Group, held: Held, steps: Connection) -> None:
     """Runs steps until rank 0 is gone."""
-    reader = StepReader(loaded.pool, held)
+    reader = StepReader(loaded.pool, held.images)
     decoder = loaded.part(group)
     while True:
-        decoder.forward(reader.read(steps.recv_bytes()))
+        batch = reader.read(steps.recv_bytes())
+        held.step_read()
+        decoder.forward(batch)
 
 
-def _receive_images(images: Connection, held: dict[int, AdapterImage], pinned: bool) -> None:
+def _receive_images(images: Connection, held: Held, pinned: bool) -> None:
     """Takes images as they come. Ends the process with rank 0, even when the main thread is stuck."""
     try:
         while True:
             header = images.recv()
+            held.drop(header.gone)
             image = _receive(images, header, pinned)
-            held[header.number] = image
+            held.images[header.number] = image
             images.send_bytes(sha256(image_bytes(image)).digest())
     except (EOFError, ConnectionError):
         os._exit(EXIT_OK)
 
 
 def _receive(images: Connection, header: ImageHeader, pinned: bool) -> AdapterImage:
-    pages = torch.empty(header.shape, dtype=header.dtype, pin_memory=pinned).transpose(0, 1)
-    image = AdapterImage(header.layers, header.rank, len(pages), lambda: pages, header.fully_sharded)
+    pages = HostPages(torch.empty(header.shape, dtype=header.dtype, pin_memory=pinned).transpose(0, 1))
+    image = AdapterImage(header.layers, header.rank, len(pages.here), lambda: pages, header.fully_sharded)
     images.recv_bytes_into(image_bytes(image))
     return image
 
 
 def image_bytes(image: AdapterImage) -> memoryview:
     """Those of its pages, ``[layers, pages, page elements]``: a view, as packing lays them out."""
-    return image.read().transpose(0, 1).view(-1).view(torch.uint8).numpy().data
+    return image.read().here.transpose(0, 1).view(-1).view(torch.uint8).numpy().data

@@ -11,20 +11,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from threading import Lock
 
-import torch
-
 from readapt_api.contract import Digest
+from readapt_runtime.model.adapter_image import HostPages
 from readapt_runtime.server.registration import Registered, Source
 
 
 class HostImages:
-    """Pages ``[num_pages, num_layers, elements]`` by digest, least recently used first."""
+    """Pages by digest, least recently used first."""
 
     def __init__(self, max_bytes: int, pinned: bool) -> None:
         """``pinned``: in page-locked memory, so that a GPU copies them by itself."""
         self._max_bytes = max_bytes
         self._pinned = pinned
-        self._pages: OrderedDict[Digest, torch.Tensor] = OrderedDict()
+        self._pages: OrderedDict[Digest, HostPages] = OrderedDict()
         self._lock = Lock()
         self.held_bytes = 0
 
@@ -34,7 +33,7 @@ class HostImages:
         image = replace(registered.image, read=lambda: self.get(digest, lambda: again().image.read()))
         return replace(registered, image=image)
 
-    def get(self, digest: Digest, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def get(self, digest: Digest, read: Callable[[], HostPages]) -> HostPages:
         """The pages; ``read`` (outside the lock, its errors pass) when they are not here."""
         with self._lock:
             pages = self._pages.get(digest)
@@ -43,15 +42,16 @@ class HostImages:
                 return pages
         return self.put(digest, read())
 
-    def put(self, digest: Digest, pages: torch.Tensor) -> torch.Tensor:
+    def put(self, digest: Digest, pages: HostPages) -> HostPages:
         """Keeps the pages and lets go of others, as far as the bound asks for it."""
-        pages = pages.pin_memory() if self._pinned else pages
-        if pages.nbytes > self._max_bytes:
+        if self._pinned:
+            pages = replace(pages, here=pages.here.pin_memory())
+        if pages.here.nbytes > self._max_bytes:
             return pages  # it would push out all others and not stay either
         with self._lock:
             self._drop(digest)
             self._pages[digest] = pages
-            self.held_bytes += pages.nbytes
+            self.held_bytes += pages.here.nbytes
             while self.held_bytes > self._max_bytes:
                 self._drop(next(iter(self._pages)))
         return pages
@@ -59,7 +59,7 @@ class HostImages:
     def _drop(self, digest: Digest) -> None:
         pages = self._pages.pop(digest, None)
         if pages is not None:
-            self.held_bytes -= pages.nbytes
+            self.held_bytes -= pages.here.nbytes
 
 
 class HostedSource:

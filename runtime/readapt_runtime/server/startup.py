@@ -123,7 +123,7 @@ def build(options: Options) -> Machinery:
         engine_limits = EngineLimits(limits.max_batch_tokens, limits.max_in_flight)
         engine = Engine(ranks.model, ranks.pool, engine_limits, executor=DaemonThreads())
         packing = Packing(config.module_shapes, limits.max_rank, ranks.make_image)
-        images = HostImages(limits.host_bytes, pinned=device.type == "cuda")
+        images = HostImages(limits.host_bytes // options.tensor_parallel, pinned=device.type == "cuda")
         with _stage("digest adapters"):
             source, given = _source(options, base_digest, packing)
         unless_built.pop_all()

@@ -22,6 +22,7 @@ from readapt_runtime.engine.core import (
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.thread import EngineThread
+from readapt_runtime.model.adapter_image import HostPages
 from readapt_testing.tiny_engine import Answer, Tiny, ask, run_to_idle
 
 
@@ -156,7 +157,7 @@ def test_weights_that_overflow_fail_their_request_alone(tiny: Tiny, temperature:
     run_to_idle(alone)
     engine = tiny.engine()
     good = tiny.variant("r8")
-    bad = Variant("bad", good.digest, replace(good.image, read=lambda: good.image.read() * 1e30))
+    bad = Variant("bad", good.digest, replace(good.image, read=lambda: HostPages(good.image.read().here * 1e30)))
     _, wrong = ask(engine, [1, 2, 3], bad, temperature=temperature)
     _, right = ask(engine, [1, 2, 3], good, max_tokens=8)
     _, drawn = ask(engine, [4, 5], max_tokens=8, temperature=1.0, seed=3)

@@ -8,13 +8,13 @@ from dataclasses import replace
 from threading import Event
 
 import pytest
-import torch
 
 from readapt_api.errors import Terminal
 from readapt_runtime.engine.core import DeadlineExceeded, Failure, Request, SamplingParams, Token, Variant
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.thread import EngineThread
+from readapt_runtime.model.adapter_image import HostPages
 from readapt_testing.tiny_engine import Answer, Later, Tiny, ask, run_to_idle
 
 
@@ -22,7 +22,7 @@ class Gone(Terminal):
     """The file of an adapter is not there any more."""
 
 
-def _reading(variant: Variant, read: Callable[[], torch.Tensor]) -> Variant:
+def _reading(variant: Variant, read: Callable[[], HostPages]) -> Variant:
     return Variant(variant.name, variant.digest, replace(variant.image, read=read))
 
 
@@ -93,7 +93,7 @@ def test_a_load_that_fails_ends_its_requests_alone_and_a_later_one_may_succeed(t
     there = [False]
     good = tiny.variant("r8")
 
-    def read() -> torch.Tensor:
+    def read() -> HostPages:
         if not there[0]:
             raise Gone("r8 was not found")
         return good.image.read()
@@ -144,7 +144,7 @@ def test_the_thread_answers_beside_a_slow_load_and_wakes_when_it_ends(tiny: Tiny
     begun, go_on = Event(), Event()
     good = tiny.variant("r8")
 
-    def read() -> torch.Tensor:
+    def read() -> HostPages:
         begun.set()
         assert go_on.wait(30)
         return good.image.read()
@@ -220,7 +220,7 @@ def test_a_preloaded_adapter_that_cannot_be_read_is_told_once_and_not_tried_agai
 ) -> None:
     reads = []
 
-    def read() -> torch.Tensor:
+    def read() -> HostPages:
         reads.append(1)
         raise Gone("r8 was not found")
 

@@ -13,7 +13,7 @@ from readapt_runtime.engine.core import Request, SamplingParams, Sequence, Varia
 from readapt_runtime.engine.memory import Memory
 from readapt_runtime.engine.pool import BLOCK_TOKENS, PageLayout, PagePool
 from readapt_runtime.engine.worth import Costs, Evictions, Heat
-from readapt_runtime.model.adapter_image import AdapterImage
+from readapt_runtime.model.adapter_image import AdapterImage, HostPages
 from readapt_testing.tiny_engine import Later
 
 LAYOUT = PageLayout(num_layers=1, num_kv_heads=1, head_dim=1)
@@ -37,10 +37,10 @@ def _pool(pages: int = PAGES) -> PagePool:
 
 
 def _variant(name: str) -> Variant:
-    def read() -> torch.Tensor:
+    def read() -> HostPages:
         if name == "broken":
             raise Gone(name)
-        return torch.full((SIZES[name], 1, LAYOUT.elements), _mark("adapter", name))
+        return HostPages(torch.full((SIZES[name], 1, LAYOUT.elements), _mark("adapter", name)))
 
     return Variant(name, f"sha256:{'0' * 64}", AdapterImage(({},), 1, SIZES[name], read))
 

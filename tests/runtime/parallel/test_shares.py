@@ -48,7 +48,7 @@ def _adapter(config: DecoderConfig, rank: int) -> dict[str, Factors]:
 
 def _factors(image: AdapterImage, layer: int, part: LinearFactors, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A ``[rank rows, in]`` and Bᵀ ``[ranks, out]`` as they lie in the pages."""
-    flat, own = image.read()[:, layer].reshape(-1), part.slices[index]
+    flat, own = image.read().here[:, layer].reshape(-1), part.slices[index]
     a = flat[part.a_offset :][: part.rank * part.in_features].view(part.rank, part.in_features)
     ends = [s.b_offset for s in part.slices if s.b_offset > own.b_offset]
     rows = (ends[0] - own.b_offset) // own.out_size if ends else None

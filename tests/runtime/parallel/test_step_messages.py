@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import threading
+from weakref import ref
 
 import pytest
 import torch
@@ -18,9 +20,9 @@ from readapt_runtime.engine.core import (
     Variant,
 )
 from readapt_runtime.engine.pool import Entry, PageKind, PageLayout, PagePool
-from readapt_runtime.model.adapter_image import AdapterImage
-from readapt_runtime.parallel.images import SharedImage, Shares
+from readapt_runtime.model.adapter_image import AdapterImage, HostPages, Shares
 from readapt_runtime.parallel.steps import StepReader, StepWriter
+from readapt_runtime.parallel.worker import Gone, Held
 
 CPU = torch.device("cpu")
 LAYOUT = PageLayout(num_layers=2, num_kv_heads=1, head_dim=4)
@@ -35,15 +37,14 @@ def pool() -> PagePool:
 
 
 def _image(number: int) -> AdapterImage:
-    pages = torch.full((2, 2, LAYOUT.elements), float(number))
-    return AdapterImage(({}, {}), 4, len(pages), lambda: pages)
+    pages = HostPages(torch.full((2, 2, LAYOUT.elements), float(number)))
+    return AdapterImage(({}, {}), 4, len(pages.here), lambda: pages)
 
 
 def _adapter(number: int, *pages: int) -> ResidentAdapter:
     """Resident on rank 0; its image is number ``number``."""
-    mine = _image(-1)
-    image = SharedImage(mine.layers, mine.rank, mine.num_pages, mine.read, shares=Shares(number))
-    return ResidentAdapter(Variant("a", f"sha256:{'0' * 64}", image), Entry(PageKind.ADAPTER, pages), None)
+    entry = Entry(PageKind.ADAPTER, pages)
+    return ResidentAdapter(Variant("a", f"sha256:{'0' * 64}", _image(-1)), entry, None, Shares(number))
 
 
 def _sequence(tokens: list[int], pages: tuple[int, ...], adapter: ResidentAdapter | None = None) -> Sequence:
@@ -76,7 +77,7 @@ def test_an_adapter_is_placed_with_the_first_step_that_uses_it_and_again_after_i
     images = {5: _image(5)}
     reader, writer = StepReader(pool, images), StepWriter()
     adapter = _adapter(5, 3, 8)
-    shares = adapter.variant.image.shares  # type: ignore[attr-defined]
+    moved = ResidentAdapter(adapter.variant, Entry(PageKind.ADAPTER, (6, 4)), None, adapter.shares)
 
     def step(of: ResidentAdapter) -> Batch:
         sequence = _sequence([1, 2, 3], (1,), of)
@@ -87,15 +88,32 @@ def test_an_adapter_is_placed_with_the_first_step_that_uses_it_and_again_after_i
     pool.pages[3] = 7  # nobody copies it again
     assert step(adapter).segments[0].adapter is first
     assert pool.pages[3].eq(7).all()
-    moved = ResidentAdapter(adapter.variant, Entry(PageKind.ADAPTER, (6, 4)), None)
     assert step(moved).segments[0].adapter is not first
     assert pool.pages[[6, 4]].eq(5).all()
-    writer.watch(shares)
-    del adapter, moved, shares
+
+
+def test_shares_are_held_until_the_step_that_places_them_is_followed_by_another() -> None:
+    """With the answer to the next step, if not before, every worker has copied them."""
+    writer, adapter = StepWriter(), _adapter(5, 3, 8)
+    shares = ref(adapter.shares)
+    writer.write(Batch.of([Row(_sequence([1, 2, 3], (1,), adapter), 0, 3)]))
     gc.collect()
-    assert list(images) == [5]
-    reader.read(writer.write(Batch.of([Row(_sequence([1], (1,)), 0, 1)])))
-    assert images == {}
+    assert shares() is not None
+    writer.write(Batch.of([Row(_sequence([1], (1,)), 0, 1)]))
+    gc.collect()
+    assert shares() is None
+
+
+def test_a_worker_lets_go_of_an_image_when_the_steps_that_may_name_it_were_read() -> None:
+    held = Held()
+    held.images[5] = _image(5)
+    dropping = threading.Thread(target=held.drop, args=(Gone((5,), after_step=2),))
+    dropping.start()
+    held.step_read()
+    assert list(held.images) == [5]
+    held.step_read()
+    dropping.join(60)
+    assert held.images == {}
 
 
 def test_an_adapter_that_the_workers_never_got_is_a_bug(pool: PagePool) -> None:

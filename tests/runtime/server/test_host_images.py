@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from readapt_api.errors import Terminal, Transient
-from readapt_runtime.model.adapter_image import AdapterImage
+from readapt_runtime.model.adapter_image import AdapterImage, HostPages
 from readapt_runtime.server.host_images import HostedSource, HostImages
 from readapt_runtime.server.registration import FolderSource, Registered
 
@@ -30,7 +30,7 @@ class Disk:
         if self.broken:
             raise Changed(digest)
         self.reads.append(digest)
-        pages = torch.full((2, 1, 8), float(digest))
+        pages = HostPages(torch.full((2, 1, 8), float(digest)))
         return Registered(AdapterImage(({},), 1, 2, lambda: pages), None)
 
 
@@ -38,13 +38,13 @@ def test_what_is_used_stays_and_what_was_pushed_out_is_read_again() -> None:
     disk, images = Disk(), HostImages(2 * IMAGE_BYTES, pinned=False)
     source = HostedSource(disk, images)
     registered = {digest: source.load(digest) for digest in ("1", "2")}
-    assert bool((registered["1"].image.read() == 1).all())
+    assert bool((registered["1"].image.read().here == 1).all())
     registered["3"] = source.load("3")  # pushes 2 out, which was used least recently
     assert disk.reads == ["1", "2", "3"]
     for digest in ("1", "3"):
         registered[digest].image.read()
     assert disk.reads == ["1", "2", "3"]
-    assert bool((registered["2"].image.read() == 2).all())
+    assert bool((registered["2"].image.read().here == 2).all())
     assert disk.reads == ["1", "2", "3", "2"]
     assert images.held_bytes == 2 * IMAGE_BYTES
 
@@ -54,23 +54,23 @@ def test_memory_is_bounded_however_many_are_registered() -> None:
     source = HostedSource(Disk(), images)
     kept = [source.load(str(number)) for number in range(200)]
     assert images.held_bytes <= 5 * IMAGE_BYTES
-    assert all(float(item.image.read()[0, 0, 0]) == number for number, item in enumerate(kept))
+    assert all(float(item.image.read().here[0, 0, 0]) == number for number, item in enumerate(kept))
     assert images.held_bytes <= 5 * IMAGE_BYTES
 
 
 def test_an_image_larger_than_the_bound_is_served_and_not_kept() -> None:
     images = HostImages(IMAGE_BYTES - 1, pinned=False)
-    kept = torch.zeros(1)
+    kept = HostPages(torch.zeros(1))
     images.put("small", kept)
     registered = HostedSource(Disk(), images).load("4")
-    assert bool((registered.image.read() == 4).all())
-    assert images.held_bytes == kept.nbytes, "and pushes nothing out"
+    assert bool((registered.image.read().here == 4).all())
+    assert images.held_bytes == kept.here.nbytes, "and pushes nothing out"
 
 
 @pytest.mark.parametrize("fails", [PermissionError(13, "denied"), OSError(116, "stale file handle")], ids=str)
 def test_a_file_that_cannot_be_read_concerns_its_adapter_alone(fails: OSError, tmp_path: Path) -> None:
     class Refusing:
-        def pack(self, folder: Path, manifest: object) -> AdapterImage:
+        def pack_named(self, folder: Path, base: str) -> AdapterImage:
             raise fails
 
     digest = f"sha256:{1:064x}"
