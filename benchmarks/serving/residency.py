@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import httpx
 from load import Target, replay
@@ -19,10 +20,15 @@ from outcomes import Outcome
 from processes import Server
 from traffic import SEED, Arrival
 
+from readapt_runtime.engine.core import Variant
 from readapt_runtime.lora_format import base_shapes
 from readapt_runtime.model.config import read_config
+from readapt_runtime.server.limits import Limits
+from readapt_runtime.server.startup import Options, build
 
 BF16_BYTES = 2
+MAX_RANK = 64
+ROUNDS = 3
 
 
 class Skipped(Exception):
@@ -93,4 +99,30 @@ def hot_loads(server: Server, paths: Sequence[str]) -> Measured:
             if answer.status_code != httpx.codes.OK:
                 raise Skipped(f"{server.name}: /v1/load_lora_adapter: {answer.status_code} {answer.text[:200]}")
             http.post("/v1/unload_lora_adapter", json={"lora_name": wish["lora_name"]}).raise_for_status()
+    return Measured(tuple(seconds))
+
+
+def swap_ins(base: Path, folders: Sequence[Path], host_bytes: int) -> Measured:
+    """Seconds from the wish for a registered adapter to its pages in the pool, in process, ``ROUNDS`` times each.
+
+    Its image is on the host as far as ``host_bytes`` reach; else its files are read, hashed and packed again.
+    """
+    room = pool_bytes(base, MAX_RANK, 1, tokens=0)
+    limits = Limits(pool_bytes=room, host_bytes=host_bytes, max_rank=MAX_RANK)
+    names = {folder.name: folder for folder in folders}
+    machinery = build(Options(base, "base", dtype="bfloat16", adapters=names, limits=limits))
+    memory, ended, seconds = machinery.engine.memory, Event(), []
+    machinery.engine.wake = ended.set
+    wanted = machinery.given.adapters if machinery.given else ()
+    variants = [Variant(a.name, a.digest, machinery.source.load(a.digest).image) for a in wanted]
+    for variant in variants * ROUNDS:
+        ended.clear()
+        started = time.perf_counter()
+        memory.load(variant, ())
+        while not memory.residency.is_resident(variant):
+            ended.wait()
+            if failed := memory.settle_loads(lambda: ()):
+                raise Skipped(f"{variant.name}: {failed[0][1]}")
+        seconds.append(time.perf_counter() - started)
+        memory.clear()
     return Measured(tuple(seconds))

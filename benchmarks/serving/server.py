@@ -10,6 +10,7 @@ transformers + PEFT up to near-ties.
 ``load``     Poisson arrivals over 32 adapters of ranks 8/16/32/64, each server in turn
 ``churn``    16 adapters in turn through room for 8, against 8 adapters in the same room
 ``hot-load`` ``/v1/load_lora_adapter`` over HTTP, to registered
+``swap-in``  an adapter of rank 16 into the pool, from its image on the host and from disk, in process
 ``memory``   private memory with 32 resident adapters; what ``--registered`` adapters of rank 8 add
 ``start-up`` start of the process with warm files to the first 200 of ``/readyz``
 """
@@ -33,7 +34,7 @@ from measured import Measured
 from outcomes import Outcome, Summary, summarize, table
 from processes import MAX_MODEL_LEN, Cores, Launch, Server, ServerFailed, warm
 from random_adapters import RANKS, write_many, write_mixed, write_random
-from residency import Skipped, answers, hot_loads, in_turn, pool_bytes, run, touch
+from residency import Skipped, answers, hot_loads, in_turn, pool_bytes, run, swap_ins, touch
 from traffic import SEED, Arrival, Profile, generate
 
 from readapt_runtime.model.config import read_config
@@ -41,6 +42,7 @@ from readapt_runtime.model.config import read_config
 MIXED = 32
 CHURN_RANK, CHURN_FITTING, CHURN_CYCLING = 16, 8, 16
 HOT_LOADS = 20
+SWAPPED = 10
 MIB = 1 << 20
 
 
@@ -153,13 +155,13 @@ def hot_load(bench: Bench) -> str:
     root = bench.scratch / "root"
     folders = [write_random(bench.told.base, root / f"h{k}", 16, seed=700 + k) for k in range(HOT_LOADS)]
     warm(folders)
-    lines, record = [["hot load over HTTP, ms", "median", "largest"]], {}
+    lines, record = [["hot load over HTTP, ms", "least", "median", "largest"]], {}
     starts: list[tuple[AbstractContextManager[Server], list[str]]] = []
     if _takes(bench, "--adapter-root"):
         options = ("--pool-memory", bench.told.pool, "--adapter-root", str(root))
         starts.append((bench.readapt({}, *options), [folder.name for folder in folders]))
     else:
-        lines.append(["Readapt: skipped, its serve command knows no --adapter-root", "–", "–"])
+        lines.append(["Readapt: skipped, its serve command knows no --adapter-root", "–", "–", "–"])
     if bench.told.vllm:
         one = dict(list(bench.mixed.items())[:1])
         starts.append((bench.launch.vllm(bench.told.vllm, one, 64), [str(folder) for folder in folders]))
@@ -168,11 +170,25 @@ def hot_load(bench: Bench) -> str:
             try:
                 seconds = hot_loads(server, paths)
             except Skipped as reason:
-                lines.append([f"skipped: {reason}", "–", "–"])
+                lines.append([f"skipped: {reason}", "–", "–", "–"])
                 continue
             record[server.name] = seconds.values
-            lines.append([server.name, f"{1e3 * seconds.middle:.1f}", f"{1e3 * max(seconds.values):.1f}"])
+            found = (min(seconds.values), seconds.middle, max(seconds.values))
+            lines.append([server.name, *(f"{1e3 * value:.1f}" for value in found)])
     _keep(bench, "hot-load", record)
+    return _markdown(lines)
+
+
+def swap_in(bench: Bench) -> str:
+    """Milliseconds until a registered adapter of rank 16 is in the pool; files are warm."""
+    folders = [write_random(bench.told.base, bench.scratch / f"s{k}", 16, seed=900 + k) for k in range(SWAPPED)]
+    lines, record = [["into the pool, rank 16, ms", "least", "median", "largest"]], {}
+    for title, host_bytes in (("from its image on the host", 1 << 30), ("from disk", 1)):
+        seconds = swap_ins(bench.told.base, folders, host_bytes)
+        record[title] = seconds.values
+        found = (min(seconds.values), seconds.middle, max(seconds.values))
+        lines.append([title, *(f"{1e3 * value:.1f}" for value in found)])
+    _keep(bench, "swap-in", record)
     return _markdown(lines)
 
 
@@ -218,6 +234,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], str]] = {
     "load": load,
     "churn": churn,
     "hot-load": hot_load,
+    "swap-in": swap_in,
     "memory": memory,
     "start-up": start_up,
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import readapt_engine
+import residency
 import server as benchmark
 import torch
 from correctness import first_difference
@@ -26,7 +27,7 @@ from transformers import AutoTokenizer
 from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.adapter_image import pack_adapter
 from readapt_runtime.server.limits import Limits
-from readapt_runtime.server.registration import folder_digest
+from readapt_runtime.server.registration import FolderSource, folder_digest
 from readapt_runtime.server.startup import Options
 from readapt_testing.serving import serving
 from readapt_testing.tiny_engine import Tiny, build_tiny
@@ -147,6 +148,22 @@ def test_a_peer_that_answers_for_the_base_in_its_adapters_name_shows() -> None:
         "peer: 2 of 3 greedy answers of one mixed batch are Readapt's, 1 adapters answer as the base does.\n"
     )
     assert benchmark.agreement({"Readapt": ours}) == ""
+
+
+def test_adapters_come_into_the_pool_from_the_host_and_from_disk(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    load = FolderSource.load
+    monkeypatch.setattr(FolderSource, "load", lambda self, digest: reads.append(digest) or load(self, digest))
+    arguments = ["--base", str(tiny.base), "--only", "swap-in", "--adapters", "4", "--out", str(tmp_path)]
+
+    assert benchmark.main(arguments) == 0
+
+    told, registered, each = capsys.readouterr().out, benchmark.SWAPPED, benchmark.SWAPPED * residency.ROUNDS
+    assert {len(seconds) for seconds in json.loads((tmp_path / "swap-in.json").read_text()).values()} == {each}
+    assert "| from its image on the host | " in told
+    assert len(reads) == registered + (registered + each), "from the host nothing is read again, from disk everything"
 
 
 def test_ratios_are_taken_run_by_run() -> None:

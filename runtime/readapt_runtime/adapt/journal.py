@@ -104,7 +104,7 @@ class Journal:
     def _read_state(self, path: Path) -> tuple[Any, Mapping[str, Tensor]]:
         with TensorFile(path) as file:
             self._check(file.metadata["circumstances"])
-            tensors = file.read_all()
+            tensors = {name: file.read(name) for name in file.infos}
             if hash_tensors(tensors) != file.metadata["sha256"]:
                 raise ValueError("its bytes have changed")
             return json.loads(str(file.metadata["document"])), tensors

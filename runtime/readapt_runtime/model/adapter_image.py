@@ -140,7 +140,7 @@ def _transpose_b(rows: torch.Tensor, directories: Sequence[Mapping[Linear, Linea
         own = rows[layers[0] : layers[-1] + 1]
         for part in (part for factors in directory.values() for part in factors.slices):
             stored = own[:, part.b_offset : part.b_offset + part.b_rank * part.out_size]
-            b = stored.unflatten(1, (part.out_size, part.b_rank))
+            b = stored.reshape(len(layers), part.out_size, part.b_rank)
             stored.copy_(b.transpose(1, 2).flatten(1))
 
 
