@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import ClassVar
 
 import h11
 import uvicorn
@@ -26,70 +27,75 @@ SEND_BUFFER_BYTES = 128 << 10
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-def bounded_protocol(receive_s: float, stall_s: float, idle_s: float) -> type[H11Protocol]:
+class BoundedProtocol(H11Protocol):
     """HTTP/1.1 where a request must be whole ``receive_s`` after its first byte.
 
     Who does not take what waits to be sent within ``stall_s`` is cut off. A connection on which nothing was ever sent
     closes after ``idle_s``; uvicorn times only those after an answer.
     """
 
-    class BoundedProtocol(H11Protocol):
-        _deadline: asyncio.TimerHandle | None = None
-        _stalled: asyncio.TimerHandle | None = None
+    receive_s: ClassVar[float]
+    stall_s: ClassVar[float]
+    idle_s: ClassVar[float]
+    _deadline: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)  # type: ignore[arg-type]
-            self._deadline = self.loop.call_later(idle_s, self.transport.close)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._deadline = self.loop.call_later(self.idle_s, self.transport.close)
+        self._receiving = False
+
+    def data_received(self, data: bytes) -> None:
+        if not self._receiving:
+            self._receiving = True
+            self._restart(self.receive_s)
+        super().data_received(data)
+        if self._received_whole():
             self._receiving = False
-
-        def data_received(self, data: bytes) -> None:
-            if not self._receiving:
-                self._receiving = True
-                self._restart(receive_s)
-            super().data_received(data)
-            if self._received_whole():
-                self._receiving = False
-                self._stop()
-
-        def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
-            self._go_on()
-            super().connection_lost(exc)
 
-        def pause_writing(self) -> None:
-            """More waits to be sent than the transport likes to hold (64 KiB)."""
-            super().pause_writing()
-            self._stalled = self.loop.call_later(stall_s, self.transport.abort)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        self._go_on()
+        super().connection_lost(exc)
 
-        def resume_writing(self) -> None:
-            self._go_on()
-            super().resume_writing()
+    def pause_writing(self) -> None:
+        """More waits to be sent than the transport likes to hold (64 KiB)."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.stall_s, self.transport.abort)
 
-        def _go_on(self) -> None:
-            if self._stalled is not None:
-                self._stalled.cancel()
-                self._stalled = None
+    def resume_writing(self) -> None:
+        self._go_on()
+        super().resume_writing()
 
-        def _received_whole(self) -> bool:
-            if self.conn.their_state is h11.IDLE:
-                return not self.conn.trailing_data[0]
-            return self.conn.their_state is not h11.SEND_BODY
+    def _go_on(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
-        def _restart(self, seconds: float) -> None:
-            self._stop()
-            self._deadline = self.loop.call_later(seconds, self._time_out)
+    def _received_whole(self) -> bool:
+        if self.conn.their_state is h11.IDLE:
+            return not self.conn.trailing_data[0]
+        return self.conn.their_state is not h11.SEND_BODY
 
-        def _stop(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
+    def _restart(self, seconds: float) -> None:
+        self._stop()
+        self._deadline = self.loop.call_later(seconds, self._time_out)
 
-        def _time_out(self) -> None:
-            if self.conn.our_state is h11.IDLE:
-                self.transport.write(_TIMED_OUT)
-            self.transport.close()
+    def _stop(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
-    return BoundedProtocol
+    def _time_out(self) -> None:
+        if self.conn.our_state is h11.IDLE:
+            self.transport.write(_TIMED_OUT)
+        self.transport.close()
+
+
+def bounded_protocol(receive_s: float, stall_s: float, idle_s: float) -> type[H11Protocol]:
+    """``BoundedProtocol`` with these limits, as uvicorn takes it: it makes one per connection, without arguments."""
+    return type("LimitedProtocol", (BoundedProtocol,), {"receive_s": receive_s, "stall_s": stall_s, "idle_s": idle_s})
 
 
 class Listener(uvicorn.Server):

@@ -159,7 +159,7 @@ BAD_INPUT: dict[str, tuple[str, str | None, str]] = {
     "no train": ("train", None, "given: no such file"),
     "no adapter": ("adapter", None, "given/adapter_config.json: no such file"),
     "bad line": ("validation", '{"prompt": "a", "completion": "b"}\n{"prompt": 1}\n', "given line 2: "),
-    "few examples": ("validation", '{"prompt": "a", "completion": "b"}\n' * 3, "are left for"),
+    "few examples": ("validation", '{"prompt": "a", "completion": " yes"}\n' * 3, "are left for"),
     "empty train": ("train", "", "1 to 256 distinct completions"),
     "label of its own": ("validation", '{"prompt": "a", "completion": " maybe"}\n' * 60, "none of train's 2 labels"),
     "no inputs": ("inputs", None, "given: no such file"),
