@@ -30,7 +30,7 @@ unit: venv  ## tests that need nothing but Python
 	.venv/bin/pytest -q -n auto --dist loadfile -m "not control_plane and not fault" tests
 
 control-plane: venv  ## tests against a real etcd, kube-apiserver and kube-controller-manager; bad input with real Jobs
-	.venv/bin/pytest -q -m "control_plane and not fault" tests
+	.venv/bin/pytest -q -n auto --dist loadfile -m "control_plane and not fault" tests
 
 node: machine  ## the local node: up, pods, DNS, services, killed in the middle, down without a trace (root)
 	.venv/bin/pytest -v e2e/test_cluster_node.py

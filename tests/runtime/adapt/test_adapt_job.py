@@ -346,18 +346,17 @@ def test_metrics_that_need_labels_are_refused_without(unlabelled: Published) -> 
     assert set(unlabelled.store.root.glob("artifacts/*")) == before
 
 
-@pytest.mark.fault  # for its time: training from scratch takes as long as all the rest
 def test_retrain_starts_from_scratch_and_chooses_its_learning_rate(world: Any, published: Published) -> None:
-    settings = SETTINGS.model_copy(update={"policy": Policy.RETRAIN, "learning_rate": "1e-3", "max_steps": 120})
-    request = published.asking(adaptation=settings, gate=GATE.model_copy(update={"max_regression": "0.1"}))
+    settings = SETTINGS.model_copy(update={"policy": Policy.RETRAIN, "learning_rate": "1e-3", "max_steps": 30})
+    request = published.asking(adaptation=settings, gate=GATE.model_copy(update={"max_regression": "0.8"}))
     outcome = run(request, published.store, JsonLog(io.StringIO()))[0]
     (rung,) = outcome.rungs
     assert (rung.origin, rung.verdict) == (Origin.RETRAINED, GateVerdict.PASSED), rung.message
     runs = evidence_of(published, outcome)["retrained"]["runs"]
-    assert [each["learningRate"] for each in runs] == pytest.approx([4e-3, 1e-3, 1.6e-2][: len(runs)])
-    assert all(each["curve"][0]["score"] < 0.5 for each in runs)
-    again = run(request, published.store, JsonLog(io.StringIO()))[0]
-    assert again == outcome
+    assert [each["learningRate"] for each in runs] == pytest.approx([4e-3, 1e-3, 1.6e-2])
+    assert all(each["curve"][0]["score"] < 0.3 for each in runs), "from scratch"
+    best = max(runs, key=lambda each: max(c["score"] for c in each["curve"] if c["feasible"]))
+    assert evidence_of(published, outcome)["retrained"]["learningRate"] == best["learningRate"]
 
 
 def test_a_prompt_longer_than_the_model_is_terminal_and_publishes_nothing(world: Any, tmp_path: Path) -> None:
