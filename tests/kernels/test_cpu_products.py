@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +10,7 @@ from readapt_kernels.cpu.arena import Arena
 from readapt_kernels.cpu.launcher import BadLayout, CpuKernels
 from readapt_kernels.cpu.library import load, usable_levels
 from readapt_kernels.cpu.panels import Panels, pack, view_onednn
+from readapt_testing.huge_pages import huge_bytes_at, huge_pages, refused
 
 NAN = float("nan")
 BF16 = torch.bfloat16
@@ -108,34 +106,12 @@ def test_weights_of_one_arena_do_not_overlap() -> None:
         assert_product(kernels.linear(x, panels, None), x, weight)
 
 
-def huge_pages() -> str:
-    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    found = re.search(r"\[(\w+)\]", setting.read_text()) if setting.is_file() else None
-    return found[1] if found else "never"
-
-
 @pytest.mark.skipif(huge_pages() == "never", reason="the kernel gives no huge pages")
 def test_weights_lie_in_huge_pages() -> None:
     """As the kernel counts them, unless it says that it had none left."""
-    before = _refused()
+    before = refused()
     taken = Arena().take(8 << 20, BF16).fill_(1.0)
-    assert _huge_bytes_at(taken.data_ptr()) >= taken.nbytes // 2 or _refused() > before
-
-
-def _refused() -> int:
-    found = re.search(r"thp_fault_fallback (\d+)", Path("/proc/vmstat").read_text())
-    assert found
-    return int(found[1])
-
-
-def _huge_bytes_at(address: int) -> int:
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if mapping := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            inside = int(mapping[1], 16) <= address < int(mapping[2], 16)
-        elif inside and line.startswith("AnonHugePages:"):
-            return int(line.split()[1]) << 10
-    raise AssertionError("the address is in no mapping")
+    assert huge_bytes_at(taken.data_ptr()) >= taken.nbytes // 2 or refused() > before
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
@@ -151,7 +127,7 @@ def test_memory_that_onednn_packed_is_read_where_it_lies(kernels: CpuKernels, ou
     assert view_onednn(packed, weight[:-64]) is None
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_what_does_not_fit_isrefused() -> None:
     kernels, panels = CpuKernels(BF16), pack(random(8, 40), Arena())
     with pytest.raises(BadLayout, match="41"):
         kernels.linear(random(1, 41), panels, None)

@@ -1,4 +1,4 @@
-"""Memory for weights that are read once a step, in pages of 2 MiB where the system gives them.
+"""Memory for what a step reads once (weights, pages), in pages of 2 MiB where the system gives them.
 
 A core reads faster from such pages than from pages of 4 KiB; docs/cpu-budget.md has the measurement.
 """

@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 
 from readapt_api.errors import Terminal, Transient
+from readapt_kernels.cpu.arena import Arena
 from readapt_runtime.engine.free_pages import FreePages
 from readapt_runtime.model.config import DecoderConfig
 
@@ -94,7 +95,7 @@ class PagePool:
         self.num_pages = memory_bytes // layout.page_bytes(dtype)
         if self.num_pages < 1:
             raise PoolTooSmall(f"{memory_bytes} bytes hold no page of {layout.page_bytes(dtype)} bytes")
-        self._bytes = torch.empty(self.num_pages * layout.page_bytes(dtype), dtype=torch.uint8, device=device)
+        self._bytes = _memory(self.num_pages * layout.page_bytes(dtype), device)
         self.pages = self._view()
         self._free = FreePages(self.num_pages)
         self._entries: set[Entry] = set()
@@ -180,6 +181,13 @@ class PagePool:
         runs = self._free.runs
         if any(a.stop >= b.start for a, b in pairwise(runs)):
             raise PoolCorrupt("free runs that touch were not merged")
+
+
+def _memory(size: int, device: torch.device) -> torch.Tensor:
+    """uint8 ``[size]``; on a CPU nothing is taken before it is touched."""
+    if device.type == "cpu":
+        return Arena().take(size, torch.uint8)
+    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def kv_pages(num_tokens: int) -> int:

@@ -20,9 +20,11 @@ from readapt_runtime.engine.pool import (
     PoolTooSmall,
     kv_pages,
 )
+from readapt_testing.huge_pages import huge_bytes_at, huge_pages, refused
 
 LAYOUT = PageLayout(num_layers=2, num_kv_heads=1, head_dim=2)
 PAGES = 13
+HUGE_PAGE = 2 << 20
 
 
 def _pool(order: PageOrder = PageOrder.LAYER_MAJOR, pages: int = PAGES) -> PagePool:
@@ -112,6 +114,18 @@ def test_a_corrupt_book_is_noticed() -> None:
 def test_memory_for_less_than_a_page_is_refused() -> None:
     with pytest.raises(PoolTooSmall):
         PagePool(LAYOUT, LAYOUT.page_bytes(torch.float32) - 1, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.skipif(huge_pages() == "never", reason="the kernel gives no huge pages")
+def test_pages_of_a_cpu_lie_in_huge_pages_and_take_memory_only_when_touched() -> None:
+    """As the kernel counts them, unless it says that it had none left."""
+    layout, before, few = PageLayout(num_layers=4, num_kv_heads=4, head_dim=64), refused(), 256
+    pool = PagePool(layout, 1 << 30, torch.bfloat16, torch.device("cpu"))
+    had = huge_bytes_at(pool.pages.data_ptr())  # neighbours may be in the same mapping
+    pool.pages[:few] = 1.0
+    touched = few * layout.page_bytes(torch.bfloat16)
+    rounded = touched + layout.num_layers * 2 * HUGE_PAGE
+    assert touched // 2 <= huge_bytes_at(pool.pages.data_ptr()) - had <= rounded or refused() > before
 
 
 @pytest.mark.parametrize(("tokens", "pages"), [(0, 0), (1, 1), (16, 1), (17, 2)])
