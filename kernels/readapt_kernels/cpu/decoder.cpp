@@ -1,7 +1,7 @@
 // What a decoder layer does besides matrix products and attention.
 #include <cmath>
 
-#include "simd.h"
+#include "kernels.h"
 
 using namespace readapt;
 
@@ -132,8 +132,8 @@ template <class T> void argmax(const T* logits, int64_t rows, int64_t vocab, int
 }  // namespace
 
 #define BOTH(NAME, PARAMETERS, ARGUMENTS)                                   \
-  extern "C" __attribute__((visibility("default"))) void readapt_##NAME##_f32 PARAMETERS(float) { NAME<float> ARGUMENTS(float); } \
-  extern "C" __attribute__((visibility("default"))) void readapt_##NAME##_bf16 PARAMETERS(bf16) { NAME<bf16> ARGUMENTS(bf16); }
+  EXPORT void readapt_##NAME##_f32 PARAMETERS(float) { NAME<float> ARGUMENTS(float); } \
+  EXPORT void readapt_##NAME##_bf16 PARAMETERS(bf16) { NAME<bf16> ARGUMENTS(bf16); }
 
 #define NORM_P(T) (T * hidden, const T* delta, const T* weight, T* out, int64_t tokens, int64_t width, float eps)
 #define NORM_A(T) (hidden, delta, weight, out, tokens, width, eps)

@@ -1,5 +1,8 @@
 // Sixteen floats at a time, in GCC's vector extensions: the compiler makes of them what the target has.
 #pragma once
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 #include <cstdint>
 #include <cstring>
 
@@ -30,15 +33,65 @@ inline f32x16 load(const bf16* p) {
   return v;
 }
 // To the nearest, ties to even, as torch rounds; a NaN stays one.
-inline void store(bf16* p, f32x16 v) {
+inline u32x16 round_to_bf16(f32x16 v) {
   u32x16 wide;
   std::memcpy(&wide, &v, sizeof wide);
   u32x16 rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
   auto is_nan = v != v;
-  rounded = is_nan ? (u32x16{} + 0x7fc0) : rounded;
-  u16x16 half = __builtin_convertvector(rounded, u16x16);
+  return is_nan ? (u32x16{} + 0x7fc0) : rounded;
+}
+inline void store(bf16* p, f32x16 v) {
+  u16x16 half = __builtin_convertvector(round_to_bf16(v), u16x16);
   std::memcpy(p, &half, sizeof half);
 }
+
+// Thirty-two bfloat16 as they lie, two to a word.
+inline u32x16 load_words(const bf16* p) {
+  u32x16 words;
+  std::memcpy(&words, p, sizeof words);
+  return words;
+}
+inline f32x16 low(u32x16 words) { return (f32x16)(words << 16); }
+inline f32x16 high(u32x16 words) { return (f32x16)(words & 0xffff0000u); }
+
+// acc + a.low * b.low + a.high * b.high
+inline f32x16 dot_pairs(f32x16 acc, u32x16 a, u32x16 b) {
+#ifdef __AVX512BF16__
+  return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#else
+  acc += low(a) * low(b);
+  return acc + high(a) * high(b);
+#endif
+}
+
+// What a line of the cache holds.
+template <class T> constexpr int64_t LINE = 64 / sizeof(T);
+// Sixteen sums of products, which together are that of two lines with each other.
+inline f32x16 add_products(f32x16 acc, const float* a, const float* b) { return acc + load(a) * load(b); }
+inline f32x16 add_products(f32x16 acc, const bf16* a, const bf16* b) {
+  return dot_pairs(acc, load_words(a), load_words(b));
+}
+
+// Thirty-two elements, in the order in which they come apart most cheaply; the same for all that have one type.
+struct Both {
+  f32x16 first, second;
+};
+inline Both load_both(const float* p) { return {load(p), load(p + LANES)}; }
+inline Both load_both(const bf16* p) {
+  u32x16 words = load_words(p);
+  return {low(words), high(words)};
+}
+inline void store_both(float* p, Both v) {
+  store(p, v.first);
+  store(p + LANES, v.second);
+}
+inline void store_both(bf16* p, Both v) {
+  u32x16 words = round_to_bf16(v.first) | round_to_bf16(v.second) << 16;
+  std::memcpy(p, &words, sizeof words);
+}
+
+// Asks for a line of memory. Into the second level: the first has too few places for lines on their way.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 inline float get(float x) { return x; }
 inline float get(bf16 x) {
@@ -109,6 +162,15 @@ inline f32x16 exp(f32x16 x) {
   f32x16 power;
   std::memcpy(&power, &exponent, sizeof power);
   return x < -87.0f ? f32x16{} : p * power;
+}
+
+template <int N> struct Count {
+  static constexpr int value = N;
+};
+// Calls work(i, Count<N>) for N of [i, stop) at a time: MOST, and what is left in one go.
+template <int MOST, class Work> inline void in_parts(int64_t i, int64_t stop, Work work) {
+  for (; stop - i >= MOST; i += MOST) work(i, Count<MOST>{});
+  if constexpr (MOST > 1) in_parts<MOST - 1>(i, stop, work);
 }
 
 }  // namespace readapt
