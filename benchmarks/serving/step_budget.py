@@ -1,11 +1,11 @@
 """Where a decode step on a CPU goes, against what memory and arithmetic of this machine allow, as Markdown tables.
 
-    .venv/bin/python benchmarks/serving/step_budget.py --base DIR [--batches 1 8 32] [--rank 16] [--rounds 5]
+    .venv/bin/python benchmarks/serving/step_budget.py --base DIR [--batches 1 8 32] [--ranks 16] [--adapters N]
 
-One process and thread, bfloat16, greedy, every row with an adapter of its own (rank 0: base only). The machine may be
+One process and thread, bfloat16, greedy, every row with an adapter of its own (ranks 0: base only). The machine may be
 shared: times are of the thread's CPU time, the batches take turns, and of each item the least and the median of all
-steps are told. The clock stands around the compiled functions, so what Python does between them is the difference to
-the whole; reading it costs some 0.2 ms a step.
+steps are told. The clock is read in the compiled call and around it, so what Python does is the difference to the
+whole; reading it costs some 0.1 ms a step. With ``--adapters`` fewer adapters than rows share the rows out evenly.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from readapt_engine import build
 
@@ -28,6 +29,7 @@ from readapt_kernels.cpu import library
 from readapt_kernels.cpu.arena import Arena
 from readapt_kernels.cpu.launcher import CpuKernels
 from readapt_kernels.cpu.panels import pack
+from readapt_kernels.cpu.stack import ITEMS, Stack
 from readapt_runtime.engine.core import Event, Request, SamplingParams, Variant
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.lora_format import LoraModule
@@ -39,61 +41,49 @@ PROMPT, STEPS = 64, 24
 DTYPE = torch.bfloat16
 LAYERS, HEAD, LORA, KV, SMALL, SAMPLING = "layers' weights", "lm_head", "LoRA", "attention", "norms, SiLU", "sampling"
 DISPATCH, ENGINE, STEP = "dispatch", "engine", "whole step"
-ITEMS = {"linear": LAYERS, "lora": LORA, "attend": KV, "rotate_write": KV, "argmax": SAMPLING}
-"""By compiled function; the others are small."""
+NAMES = {"products": LAYERS, "LoRA": LORA, "attention": KV, "small": SMALL}
+"""Of the items of the compiled call."""
 
 
 @dataclass
 class Stopwatch:
-    """Milliseconds and calls of one step, by item; every step's are kept by batch."""
+    """Milliseconds of one step, by item; every step's are kept by batch."""
 
     now: Counter[str] = field(default_factory=Counter)
-    calls: Counter[str] = field(default_factory=Counter)
     steps: dict[int, list[Counter[str]]] = field(default_factory=lambda: defaultdict(list))
-    calls_of: dict[int, Counter[str]] = field(default_factory=dict)
+    inside: np.ndarray = field(default_factory=lambda: np.zeros(len(ITEMS)))
 
     @contextmanager
     def step(self, batch: int) -> Iterator[None]:
-        self.now, self.calls = Counter(), Counter()
+        self.now = Counter()
+        self.inside[:] = 0
         started = time.thread_time()
         yield
         total = 1e3 * (time.thread_time() - started)
+        self.now += Counter({NAMES[item]: spent for item, spent in zip(ITEMS, self.inside.tolist(), strict=True)})
         forward = self.now.pop("forward")
-        compiled = sum(self.now.values())
-        self.now[DISPATCH] = forward - compiled + self.now[SAMPLING]
+        self.now[DISPATCH] = forward - sum(self.now.values()) + self.now[SAMPLING]
         self.now[ENGINE] = total - forward - self.now[SAMPLING]
         self.now[STEP] = total
         self.steps[batch].append(self.now.copy())
-        self.calls_of[batch] = self.calls.copy()
 
-    def timed(self, function: Callable[..., Any], item: Callable[..., str]) -> Callable[..., Any]:
+    def timed(self, function: Callable[..., Any], item: str) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             started = time.thread_time()
             try:
                 return function(*arguments)
             finally:
-                name = item(*arguments)
-                self.now[name] += 1e3 * (time.thread_time() - started)
-                self.calls[name] += 1
+                self.now[item] += 1e3 * (time.thread_time() - started)
 
         return run
 
-    def watch(self, vocab: int) -> None:
-        """From here on, whatever is built in this process is watched."""
+    def watch(self) -> None:
+        """From here on, whatever is built in this process is watched. The layers' products are in the compiled call."""
         functions = library.load(None)  # the instance that CpuKernels takes
-        for name, function in list(vars(functions).items()):
-            if name.startswith("readapt_") and name.endswith("_bf16"):
-                item = ITEMS.get(name.removeprefix("readapt_").removesuffix("_bf16"), SMALL)
-                setattr(functions, name, self.timed(function, _by_size(vocab) if item == LAYERS else _named(item)))
-        setattr(Decoder, "forward", _method(self.timed(Decoder.forward, _named("forward"))))  # noqa: B010
-
-
-def _named(item: str) -> Callable[..., str]:
-    return lambda *_: item
-
-
-def _by_size(vocab: int) -> Callable[..., str]:
-    return lambda *arguments: HEAD if arguments[4] == vocab else LAYERS
+        for name, item in (("readapt_linear_bf16", HEAD), ("readapt_argmax_bf16", SAMPLING)):
+            setattr(functions, name, self.timed(getattr(functions, name), item))
+        setattr(Decoder, "forward", _method(self.timed(Decoder.forward, "forward")))  # noqa: B010
+        Stack.spent = self.inside
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,26 +121,29 @@ def main() -> None:
     arguments = _parser().parse_args()
     torch.set_num_threads(1)
     machine, config, stopwatch = Machine.measured(), read_config(arguments.base), Stopwatch()
-    stopwatch.watch(config.vocab_size)
+    stopwatch.watch()
     engine, _ = build(arguments.base, [], DTYPE)
-    variants = [_variant(n, arguments.rank, config, engine) for n in range(max(arguments.batches))]
+    most = min(arguments.adapters or max(arguments.batches), max(arguments.batches))
+    ranks = arguments.ranks if any(arguments.ranks) else []
+    variants = [_variant(n, ranks[n % len(ranks)], config, engine) for n in range(most)] if ranks else []
     for _ in range(arguments.rounds):
         for batch in arguments.batches:
-            _decode(engine, batch, variants if arguments.rank else [], stopwatch)
+            _decode(engine, batch, variants, stopwatch)
     sys.stdout.write(
         f"{library.usable_levels()[0]}: reads {machine.bytes_per_ms / 1e6:.1f} GB/s, "
-        f"multiplies {machine.flops_per_ms / 1e6:.0f} GFLOP/s; rank {arguments.rank}, context "
-        f"{PROMPT + 2} to {PROMPT + 1 + STEPS}\n"
+        f"multiplies {machine.flops_per_ms / 1e6:.0f} GFLOP/s; adapters {len(variants)}, ranks {arguments.ranks}, "
+        f"context {PROMPT + 2} to {PROMPT + 1 + STEPS}\n"
     )
     for batch in arguments.batches:
-        sys.stdout.write("\n".join(_table(batch, arguments.rank, config, machine, stopwatch)) + "\n")
+        sys.stdout.write("\n".join(_table(batch, _ranks(variants, batch), config, machine, stopwatch)) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, metavar="DIR")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[16], help="of the adapters, in turn; 0: base only")
+    parser.add_argument("--adapters", type=int, default=0, help="default: one for each row")
     parser.add_argument("--rounds", type=int, default=5)
     return parser
 
@@ -170,7 +163,7 @@ def _decode(engine: Engine, batch: int, variants: list[Variant], stopwatch: Stop
     events: list[Event] = []
     for row in range(batch):
         prompt = tuple(range(100 + row, 100 + row + PROMPT))
-        variant = variants[row] if variants else None
+        variant = variants[row * min(len(variants), batch) // batch] if variants else None
         engine.add(Request(prompt, SamplingParams(STEPS + 2), events.append, variant))
     while len(events) < 2 * batch:
         engine.step()
@@ -181,26 +174,33 @@ def _decode(engine: Engine, batch: int, variants: list[Variant], stopwatch: Stop
         raise RuntimeError(f"{len(events)} tokens of {batch} requests: they did not decode together")
 
 
-def _table(batch: int, rank: int, config: DecoderConfig, machine: Machine, stopwatch: Stopwatch) -> Iterator[str]:
-    yield f"\n| batch {batch} | MB | MFLOP | floor, ms | least, ms | median, ms | calls |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
-    steps, calls, total = stopwatch.steps[batch], stopwatch.calls_of[batch], 0.0
-    costs = _costs(batch, rank, config)
+def _ranks(variants: list[Variant], batch: int) -> list[int]:
+    """Of the adapters that a batch asks."""
+    return [variant.image.rank for variant in variants[:batch]]
+
+
+def _table(
+    batch: int, ranks: list[int], config: DecoderConfig, machine: Machine, stopwatch: Stopwatch
+) -> Iterator[str]:
+    yield f"\n| batch {batch} | MB | MFLOP | floor, ms | least, ms | median, ms |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    steps, total = stopwatch.steps[batch], 0.0
+    costs = _costs(batch, ranks, config)
     for item in (LAYERS, HEAD, KV, LORA, SMALL, SAMPLING, DISPATCH, ENGINE):
         times = [step[item] for step in steps]
         size, flops = costs.get(item, (0.0, 0.0))
         floor = machine.floor(size, flops)
         total += floor
         needs = f"{size / 1e6:.1f} | {flops / 1e6:.0f} | {floor:.2f}" if item in costs else "– | – | –"
-        yield f"| {item} | {needs} | {min(times):.2f} | {statistics.median(times):.2f} | {calls[item] or '–'} |"
+        yield f"| {item} | {needs} | {min(times):.2f} | {statistics.median(times):.2f} |"
     times = [step[STEP] for step in steps]
-    yield f"| **{STEP}** | | | {total:.2f} | {min(times):.2f} | {statistics.median(times):.2f} | |"
+    yield f"| **{STEP}** | | | {total:.2f} | {min(times):.2f} | {statistics.median(times):.2f} |"
 
 
-def _costs(batch: int, rank: int, config: DecoderConfig) -> dict[str, tuple[float, float]]:
+def _costs(batch: int, ranks: list[int], config: DecoderConfig) -> dict[str, tuple[float, float]]:
     """Bytes that must be read and floating-point operations, per item."""
     shapes = config.module_shapes.values()
-    weights, factors = sum(out * into for out, into in shapes), rank * sum(out + into for out, into in shapes)
+    weights, factors = sum(out * into for out, into in shapes), sum(ranks) * sum(out + into for out, into in shapes)
     head = config.vocab_size * config.hidden_size
     tokens = batch * (PROMPT + 2 + STEPS / 2)
     keys = tokens * config.num_layers * config.head_dim
@@ -208,7 +208,7 @@ def _costs(batch: int, rank: int, config: DecoderConfig) -> dict[str, tuple[floa
         LAYERS: (2 * weights, 2 * batch * weights),
         HEAD: (2 * head, 2 * batch * head),
         KV: (2 * 2 * keys * config.num_kv_heads, 2 * 2 * keys * config.num_heads),
-        LORA: (2 * batch * factors, 2 * batch * factors),
+        LORA: (2 * factors, 2 * batch * factors / max(len(ranks), 1)),
         SAMPLING: (2 * batch * config.vocab_size, 0),
     }
 

@@ -25,8 +25,10 @@ FACTORS = np.dtype(
     [(name, np.int64) for name in ("a", "b", "rank", "rank_start", "out_start", "out_size")] + [("scale", np.float64)]
 )
 """One module of one adapter in one layer: addresses of contiguous rank rows A ``[rank, in]``, Bᵀ ``[rank, size]``."""
+SLICES = 3
+"""Most modules of a fused linear."""
 SEGMENT = np.dtype([(name, np.int64) for name in ("factors", "start", "stop")])
-"""Neighbouring tokens of one adapter, and the address of its FACTORS ``[layers, linears, slices]``."""
+"""Neighbouring tokens of one adapter, and the address of its FACTORS ``[layers, linears, SLICES]``."""
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, list[Any]] = {
@@ -72,4 +74,5 @@ def _declared(path: Path) -> ctypes.CDLL:
             function = getattr(library, f"readapt_{name}_{suffix}")
             function.argtypes, function.restype = arguments, None
     library.readapt_linear_bf16.argtypes, library.readapt_linear_bf16.restype = _LINEAR, None
+    library.readapt_stack_bf16.argtypes, library.readapt_stack_bf16.restype = [_P, _P], None
     return library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,11 @@ from readapt_runtime.model.config import DecoderConfig
 from readapt_runtime.model.cpu_attention import CpuAttention
 from readapt_runtime.model.cpu_lora import CpuLora
 from readapt_runtime.model.cpu_ops import CpuOps
+from readapt_runtime.model.cpu_stack import CpuStack, fits
 from readapt_runtime.model.lora import LoraBackend, TorchLora
 from readapt_runtime.model.ops import Ops, TorchOps
 from readapt_runtime.model.rotary import rotary_tables
+from readapt_runtime.model.weights import DecoderWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class Backends:
     ops: Ops
     attention: AttentionBackend
     lora: LoraBackend
+    stack: Callable[[DecoderWeights], CpuStack | None] = lambda _: None
+    """All layers in one call, for steps that it can run; None where there is nothing of the kind."""
 
 
 def has_kernels(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> bool:
@@ -61,5 +66,10 @@ def choose_backends(config: DecoderConfig, ops: Ops, pool: PagePool, bounds: Bou
     like = torch.empty(0, dtype=pool.dtype, device=pool.device)
     tables = rotary_tables(config.rotary, bounds.max_model_len, like)
     if isinstance(ops, CpuOps) and pool.order is PageOrder.LAYER_MAJOR:
-        return Backends(ops, CpuAttention(config, pool, tables, ops.kernels), CpuLora(config, pool, ops.kernels))
+        attention, lora = CpuAttention(config, pool, tables, ops.kernels), CpuLora(config, pool, ops.kernels)
+
+        def stack(weights: DecoderWeights) -> CpuStack | None:
+            return CpuStack(config, weights, attention, lora) if fits(weights) else None
+
+        return Backends(ops, attention, lora, stack)
     return Backends(ops, TorchAttention(config, pool, tables), TorchLora(pool))

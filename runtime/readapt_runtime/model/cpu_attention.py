@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from readapt_kernels.cpu.launcher import CpuKernels, KvLayout
+from readapt_kernels.cpu.stack import Rows
 from readapt_runtime.engine.core import Batch, BlockTable
 from readapt_runtime.engine.pool import PagePool
 from readapt_runtime.model.attention import PlacedRow, PromptAttention, QkNorm, by_kind, page_of_tokens, pages_of
@@ -18,39 +19,51 @@ class CpuAttention:
         self, config: DecoderConfig, pool: PagePool, rotary: tuple[torch.Tensor, torch.Tensor], kernels: CpuKernels
     ) -> None:
         self._kernels = kernels
-        self._layout = KvLayout(config.num_heads, config.num_kv_heads, config.head_dim, pool.pages.stride(0))
-        self._layers = [pool.pages[:, layer].data_ptr() for layer in range(config.num_layers)]
+        self.layout = KvLayout(config.num_heads, config.num_kv_heads, config.head_dim, pool.pages.stride(0))
+        self.layers = [pool.pages[:, layer].data_ptr() for layer in range(config.num_layers)]
+        """Addresses of the layers' pages."""
         self._width = config.num_heads * config.head_dim
         self._rotary = rotary
         self._rotates, self._eps = config.rotary_layers, config.rms_norm_eps
         self._prompts = PromptAttention(config, pool)
         self._positions = self._page_of = torch.empty(0, dtype=torch.int64)
-        self._tokens = self._contexts = torch.empty(0, dtype=torch.int64)
         self._shape: list[tuple[BlockTable | None, int]] = []
-        self._tables = torch.empty(0, 0, dtype=torch.int32)
+        none = torch.empty(0, dtype=torch.int64)
+        self.rows = Rows(none, none, none, none, torch.empty(0, 0, dtype=torch.int32))
+        """Those of the step that decode."""
+
+    @property
+    def only_decodes(self) -> bool:
+        return len(self.rows.tokens) == len(self._positions)
+
+    def rotary(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """cos and sin ``[positions, dim]``; None for layers without rotation."""
+        return self._rotary if self._rotates[layer] else None
 
     def plan(self, batch: Batch) -> None:
         self._positions = batch.positions
         self._page_of = page_of_tokens(batch)
         decode, prompts = by_kind(batch)
         self._prompts.plan(prompts)
-        self._tokens = torch.tensor([at for at, _ in decode], dtype=torch.int64)
-        self._contexts = batch.positions[self._tokens] + 1
+        tokens = torch.tensor([at for at, _ in decode], dtype=torch.int64)
+        positions = batch.positions[tokens]
         # tables only grow: those of the same sequences at the same lengths are the same
         shape = [(row.seq.kv, len(pages_of(row))) for _, row in decode]
-        if shape != self._shape:
-            self._shape, self._tables = shape, _tables(decode)
+        tables = self.rows.tables if shape == self._shape else _tables(decode)
+        self._shape = shape
+        self.rows = Rows(tokens, positions, self._page_of[tokens], positions + 1, tables)
 
     def run(self, layer: int, qkv: torch.Tensor, norm: QkNorm | None) -> torch.Tensor:
-        pool = self._layers[layer]
-        rotary = self._rotary if self._rotates[layer] else None
+        pool, rows = self.layers[layer], self.rows
         weights = None if norm is None else (norm.q, norm.k)
         self._kernels.rotate_write(
-            *(qkv, rotary, self._positions, self._page_of, pool, self._layout), norm=weights, eps=self._eps
+            *(qkv, self.rotary(layer), self._positions, self._page_of, pool, self.layout),
+            norm=weights,
+            eps=self._eps,
         )
         out = qkv.new_empty(qkv.shape[0], self._width)
-        if len(self._tokens):
-            self._kernels.attend(qkv, out, self._tokens, self._tables, self._contexts, pool, self._layout)
+        if len(rows.tokens):
+            self._kernels.attend(qkv, out, rows.tokens, rows.tables, rows.contexts, pool, self.layout)
         self._prompts.run(layer, qkv, out)
         return out
 

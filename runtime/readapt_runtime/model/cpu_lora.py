@@ -14,7 +14,6 @@ from readapt_runtime.engine.pool import PagePool
 from readapt_runtime.model.config import DecoderConfig, Linear
 from readapt_runtime.model.lora import TorchLora
 
-_SLICES = 3
 _LONG = 64
 """Tokens of one adapter from which on a matrix product of the library is the faster one."""
 
@@ -32,27 +31,31 @@ class CpuLora:
         self._factors: WeakKeyDictionary[ResidentAdapter, tuple[np.ndarray, tuple[torch.Tensor, ...]]] = (
             WeakKeyDictionary()
         )
-        self._segments = np.empty(0, dtype=library.SEGMENT)
-        self._bridge = torch.empty(0, 0)
+        self.segments = np.empty(0, dtype=library.SEGMENT)
+        """Those of the step that the kernel computes."""
+        self.bridge = torch.empty(0, 0)
+        self.has_long = False
+        """Whether the step has others."""
 
     def plan(self, batch: Batch) -> None:
         short = [s for s in batch.segments if s.stop - s.start < _LONG]
         self._long.take([s for s in batch.segments if s.stop - s.start >= _LONG])
+        self.has_long = len(short) < len(batch.segments)
         found = [(self._factors_of(s.adapter)[0].ctypes.data, s.start, s.stop) for s in short]
-        self._segments = np.array(found, dtype=library.SEGMENT)
-        width = _SLICES * max((s.adapter.variant.image.rank for s in short), default=0)
-        if self._bridge.shape[0] < len(batch.token_ids) or self._bridge.shape[1] < width:
-            self._bridge = torch.empty(len(batch.token_ids), width, dtype=torch.float32)
+        self.segments = np.array(found, dtype=library.SEGMENT)
+        width = library.SLICES * max((s.adapter.variant.image.rank for s in short), default=0)
+        if self.bridge.shape[0] < len(batch.token_ids) or self.bridge.shape[1] < width:
+            self.bridge = torch.empty(len(batch.token_ids), width, dtype=torch.float32)
 
     def begin(self, layer: int, linear: Linear, x: torch.Tensor) -> None:
         pass
 
     def run(self, layer: int, linear: Linear, x: torch.Tensor, y: torch.Tensor) -> None:
         self._long.run(layer, linear, x, y)
-        if not len(self._segments):
+        if not len(self.segments):
             return
-        offset = (layer * len(self._linears) + self._linears[linear]) * _SLICES
-        self._kernels.lora(self._segments, self._slices[linear], offset, x, y, self._bridge)
+        offset = (layer * len(self._linears) + self._linears[linear]) * library.SLICES
+        self._kernels.lora(self.segments, self._slices[linear], offset, x, y, self.bridge)
 
     def _factors_of(self, adapter: ResidentAdapter) -> tuple[np.ndarray, tuple[torch.Tensor, ...]]:
         """Where the adapter's rank rows are; made once per stay in the pool.
@@ -67,7 +70,7 @@ class CpuLora:
 
     def _describe(self, adapter: ResidentAdapter, flat: tuple[torch.Tensor, ...]) -> np.ndarray:
         size = self._pool.dtype.itemsize
-        table = np.zeros((self._layers, len(self._linears), _SLICES), dtype=library.FACTORS)
+        table = np.zeros((self._layers, len(self._linears), library.SLICES), dtype=library.FACTORS)
         for layer, directory in enumerate(adapter.variant.image.layers):
             start = flat[layer].data_ptr()
             for linear, factors in directory.items():

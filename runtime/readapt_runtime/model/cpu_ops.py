@@ -8,17 +8,30 @@ speed.
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from readapt_kernels.cpu.arena import Arena
 from readapt_kernels.cpu.launcher import CpuKernels
-from readapt_kernels.cpu.panels import pack, view_onednn
+from readapt_kernels.cpu.panels import Panels, pack, view_onednn
 from readapt_runtime.model.ops import LinearOp
 
 _FEW = 4
 """Rows up to which a product takes as long as reading its weights, with or without matrix units."""
+
+
+@dataclass(frozen=True, slots=True)
+class PanelLinear:
+    """See ``LinearOp``; always our own kernel."""
+
+    kernels: CpuKernels
+    panels: Panels
+    bias: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.kernels.linear(x, self.panels, self.bias)
 
 
 class CpuOps:
@@ -34,8 +47,7 @@ class CpuOps:
             return lambda x: F.linear(x, weight, bias)
         if prefers_onednn():
             return _onednn(self.kernels, weight, bias)
-        panels = pack(weight, self._arena)
-        return lambda x: self.kernels.linear(x, panels, bias)
+        return PanelLinear(self.kernels, pack(weight, self._arena), bias)
 
     def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
         return self.kernels.add_norm(hidden, delta, weight, self._eps)

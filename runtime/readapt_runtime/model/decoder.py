@@ -54,11 +54,15 @@ class Layers:
 
 
 class Decoder:
-    """See ``engine.Model``; for backends that plan each batch, and for a rank's share."""
+    """See ``engine.Model``; for backends that plan each batch, and for a rank's share.
+
+    A step that can be computed in one call is.
+    """
 
     def __init__(self, weights: DecoderWeights, backends: Backends, exchange: Exchange | None = None) -> None:
         self._layers = Layers(weights, backends.ops, exchange or Alone())
         self._attention, self._lora = backends.attention, backends.lora
+        self._stack = backends.stack(weights) if exchange is None else None
         self._device = weights.embedding.device
 
     @torch.inference_mode()
@@ -67,8 +71,13 @@ class Decoder:
         batch = batch.on(self._device)
         self._attention.plan(batch)
         self._lora.plan(batch)
-        last = self._layers.run(batch.token_ids, self._attention, self._lora)
-        return self._layers.logits(last[batch.sampled])
+        return self._layers.logits(self._run(batch.token_ids)[batch.sampled])
+
+    def _run(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """What the head takes, ``[tokens, hidden]``, for the batch that was planned."""
+        if self._stack is not None and self._stack.can_run:
+            return self._stack.run(token_ids)
+        return self._layers.run(token_ids, self._attention, self._lora)
 
     @torch.inference_mode()
     def pick(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:

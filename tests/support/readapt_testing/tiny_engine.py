@@ -29,10 +29,11 @@ EOS = 256
 
 @dataclass(frozen=True)
 class Tiny:
-    """Folders of the base and of adapters by name; ``None`` is the base."""
+    """Folders of the base and of adapters by name; ``None`` is the base. Computed in ``dtype``."""
 
     base: Path
     adapters: dict[str, Path]
+    dtype: torch.dtype = torch.float32
 
     @property
     def oracle(self) -> Oracle:
@@ -48,7 +49,7 @@ class Tiny:
 
     def variant(self, name: str) -> Variant:
         adapter = read_adapter(self.adapters[name], self.config.module_shapes)
-        image = pack_adapter(adapter.modules, self.config, PageLayout.of(self.config).elements, torch.float32)
+        image = pack_adapter(adapter.modules, self.config, PageLayout.of(self.config).elements, self.dtype)
         return Variant(name, f"sha256:{'0' * 64}", image)
 
     def engine(
@@ -63,10 +64,10 @@ class Tiny:
         ops: Ops | None = None,
     ) -> Engine:
         layout = PageLayout.of(self.config)
-        pool = PagePool(layout, num_pages * layout.page_bytes(torch.float32), torch.float32, CPU, order)
+        pool = PagePool(layout, num_pages * layout.page_bytes(self.dtype), self.dtype, CPU, order)
         pool.pages.fill_(float("nan"))  # whatever is read before it is written shows
-        ops = ops or choose_ops(self.config, torch.float32, CPU)
-        weights = load_weights(self.base, self.config, torch.float32, CPU, ops)
+        ops = ops or choose_ops(self.config, self.dtype, CPU)
+        weights = load_weights(self.base, self.config, self.dtype, CPU, ops)
         limits = limits or EngineLimits()
         bounds = Bounds(max_model_len, limits.max_batch_tokens, limits.max_running)
         return Engine(decoder(self.config, weights, ops, pool, bounds), pool, limits, clock, executor)

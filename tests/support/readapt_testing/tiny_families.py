@@ -5,7 +5,7 @@ Every parameter is random, norm weights and biases too: one that is left out, or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from readapt_runtime.engine.core import Batch, Variant
 from readapt_runtime.engine.engine import Engine, Model
 from readapt_runtime.engine.limits import EngineLimits
+from readapt_runtime.model.decoders import choose_decoder
 from readapt_testing.tiny_engine import Tiny, ask, run_to_idle
 from readapt_testing.tiny_llama import ALL_MODULES, byte_tokenizer, quiet_peft
 
@@ -149,9 +150,10 @@ def answer_and_logits(
     max_tokens: int,
     limits: EngineLimits,
     max_model_len: int = 512,
+    decoder: Callable[..., Model] = choose_decoder,
 ) -> dict[tuple[int, ...], tuple[list[int], torch.Tensor]]:
     """Prompt -> (its answer, logits ``[tokens of the answer, vocab]``), all prompts in one engine, greedily."""
-    engine: Engine = tiny.engine(limits=limits, max_model_len=max_model_len)
+    engine: Engine = tiny.engine(limits=limits, max_model_len=max_model_len, decoder=decoder)
     recorder = Recorder(engine._model)
     engine._model = recorder
     answers = {prompt: ask(engine, list(prompt), variant, max_tokens)[1] for prompt, variant in asked.items()}
