@@ -234,6 +234,8 @@ class Outcome(Contract):
     message: str = Field(default="", max_length=500)
     evidence: Digest | None = None
     """sha256 of results/<hex>.evidence.json in the store: scores, seeds, curves, interval."""
+    report: str | None = Field(default=None, max_length=128)
+    """Path in the store of a page for people, results/<hex>.report.html; none when it could not be drawn."""
 
 
 class FetchOutcome(Contract):

@@ -67,7 +67,8 @@ def extract(
     base: Annotated[Path, typer.Option(metavar="DIR", help="The base that was fine-tuned.")],
     finetuned: Annotated[Path, typer.Option(metavar="DIR", help="The full fine-tuned checkpoint.")],
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help=f"Gets the PEFT adapter, sidecar and report.json. {OUT_RULE}")
+        Path,
+        typer.Option(metavar="DIR", help=f"Gets the PEFT adapter, sidecar, report.json, report.html. {OUT_RULE}"),
     ],
     rank: Annotated[int | None, typer.Option(metavar="N", help="One rank for every module.")] = None,
     energy: Annotated[float | None, typer.Option(metavar="X", help="Share of the change to keep, 0 to 1.")] = None,
@@ -81,6 +82,22 @@ def extract(
     from readapt_runtime.extract.command import run
 
     _print(run(base, finetuned, out, rank, energy, max_rank))
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="An --out of adapt or extract, or a file of evidence.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: report.html in DIR, or beside the file.")
+    ] = None,
+) -> None:
+    """Draws what `adapt`, `extract` or a Job of theirs did, as one page that loads nothing.
+
+    Examples: `readapt report ./support-v2`, `readapt report store/results/3f2a….evidence.json --out support.html`
+    """
+    from readapt_runtime.report.command import run
+
+    _print(run(path, out))
 
 
 def main() -> None:

@@ -175,6 +175,12 @@ class Store:
         self._write("results", f"{hex_of(input_hash)}.evidence.json", content)
         return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
+    def write_report(self, input_hash: Digest, page: str) -> str:
+        """``results/<hex>.report.html``; returns that path, relative to the root."""
+        name = f"{hex_of(input_hash)}.report.html"
+        self._write("results", name, page.encode())
+        return f"results/{name}"
+
     def write_progress(self, input_hash: Digest, name: str, content: bytes) -> None:
         """``progress/<hex>.<name>``, replaced as a whole: a reader sees the earlier content or this one."""
         self._write("progress", f"{hex_of(input_hash)}.{name}", content)

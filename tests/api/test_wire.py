@@ -112,7 +112,8 @@ def test_kind_picks_the_request() -> None:
 
 def test_summary_of_one_adapter_fits_a_termination_message() -> None:
     longest = RUNG.model_copy(update={"message": "m" * 300})
-    outcome = OUTCOME.model_copy(update={"rungs": (longest, longest), "message": "m" * 500, "evidence": DIGEST})
+    found = {"evidence": DIGEST, "report": "r" * 128}
+    outcome = OUTCOME.model_copy(update={"rungs": (longest, longest), "message": "m" * 500, **found})
     summary = Summary(kind=JobKind.ADAPT, ok=True, outcomes=(outcome,), message="m" * 800)
 
     assert len(json.dumps(summary.to_wire())) <= TERMINATION_MESSAGE_BYTES

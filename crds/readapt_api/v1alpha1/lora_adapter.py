@@ -220,6 +220,9 @@ class VariantStatus(Contract):
     ready_seconds: int | None = None
     job: str | None = Field(default=None, max_length=63)
     evidence: Digest | None = None
+    report: str | None = Field(
+        default=None, max_length=128, description="Path in the store of a page that shows how this came about."
+    )
 
 
 class LoRAAdapterStatus(Contract):

@@ -65,6 +65,7 @@ def from_outcome(outcome: Outcome, base_digest: str, source: str, version: str, 
         repair_seconds=round(outcome.repair_seconds),
         job=job,
         evidence=outcome.evidence,
+        report=outcome.report,
         copy_score=_copy_score(outcome),
     ).model_copy(update=_scores(last))
 

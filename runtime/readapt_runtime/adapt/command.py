@@ -48,7 +48,8 @@ def adapt(
     new_base: Annotated[Path, typer.Option(metavar="DIR", help="The base that it should work on.")],
     adapter: Annotated[Path, typer.Option(metavar="DIR", help="PEFT LoRA adapter.")],
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help=f"Gets the adapter that passed, and evidence.json. {OUT_RULE}")
+        Path,
+        typer.Option(metavar="DIR", help=f"Gets the adapter that passed, evidence.json, report.html. {OUT_RULE}"),
     ],
     train: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON Lines with prompt and completion; with --validation.")
@@ -80,8 +81,8 @@ def adapt(
     """Carry a LoRA adapter from one version of its base to another, and prove that it is as good as before.
 
     Prints one JSON object; `passed` says whether a variant passed the gate, its adapter is then in --out. When none
-    passed, --out holds evidence.json alone. A run that was interrupted goes on where it was when it is started again
-    with the same arguments; what it needs for that is in --out, hidden.
+    passed, --out holds evidence.json and report.html alone. A run that was interrupted goes on where it was when it is
+    started again with the same arguments; what it needs for that is in --out, hidden.
 
     Example:
 

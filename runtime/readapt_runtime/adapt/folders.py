@@ -30,7 +30,8 @@ from readapt_runtime.drift import measure, read_drift
 from readapt_runtime.examples import BadData
 from readapt_runtime.lora_format import LoraAdapter, read_adapter, write_adapter
 from readapt_runtime.out_folder import make_out
-from readapt_runtime.progress import ConsoleLog
+from readapt_runtime.progress import ConsoleLog, Log
+from readapt_runtime.report.keeping import write_report
 from readapt_runtime.store import Store
 
 EVIDENCE = "evidence.json"
@@ -77,7 +78,7 @@ def adapt_folders(folders: Folders, adaptation: AdaptationSettings, gate: GateSe
         request = _request(folders, move, digest_path(drift), data, adaptation, gate)
         item = _item(request, data, adapter, splits)
         repaired = repair(move, item, Store(progress), log)
-    _write(folders, request, repaired, {"seed": item.seed, **circumstances(move.new)})
+        _write(folders, request, repaired, {"seed": item.seed, **circumstances(move.new)}, log)
     shutil.rmtree(progress)
     return _result(folders, repaired, time.monotonic() - begin)
 
@@ -147,11 +148,12 @@ def _item(request: AdaptRequest, data: Digest, adapter: LoraAdapter, splits: Spl
     )
 
 
-def _write(folders: Folders, request: AdaptRequest, repaired: Repaired, facts: dict[str, object]) -> None:
+def _write(folders: Folders, request: AdaptRequest, repaired: Repaired, facts: dict[str, object], log: Log) -> None:
     if repaired.adapter is not None:
         write_adapter(folders.out, repaired.adapter, request.new_base)
     document = {"request": request.to_wire(), **facts, **repaired.evidence}
     (folders.out / EVIDENCE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_report(folders.out, log)
 
 
 def _result(folders: Folders, repaired: Repaired, seconds: float) -> dict[str, object]:

@@ -9,6 +9,7 @@ from readapt_runtime.extract.extraction import extract
 from readapt_runtime.extract.ranks import RankPolicy
 from readapt_runtime.out_folder import make_out
 from readapt_runtime.progress import ConsoleLog
+from readapt_runtime.report.keeping import write_report
 
 
 def run(
@@ -24,6 +25,7 @@ def run(
         found = extract(base, finetuned, Path(unverified), policy, log)
         for file in Path(unverified).iterdir():
             file.rename(out / file.name)
+        write_report(out, log)
     report = found.report
     return {
         "out": str(out),

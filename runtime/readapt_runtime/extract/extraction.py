@@ -54,6 +54,7 @@ class _Module:
 
     change: Difference
     choice: Choice
+    spectrum: tuple[float, ...]
     iterations: int
     factors: LoraModule
 
@@ -99,7 +100,9 @@ def _decompose_one(name: str, change: Difference, policy: RankPolicy) -> _Module
     choice = policy.choose(found.s, change.norm)
     factors = found.factors(choice.rank)
     module = LoraModule(name, a=factors.right.contiguous(), b=factors.left.contiguous(), scale=1.0)
-    return _Module(change.without_delta(), choice, found.iterations, module)
+    shares = (found.s.double().square().cumsum(0) / change.norm**2).clamp_max(1.0)
+    spectrum = tuple(round(share, 6) for share in shares.tolist())
+    return _Module(change.without_delta(), choice, spectrum, found.iterations, module)
 
 
 def _left_over(pair: CheckpointPair, targeted: list[str]) -> dict[str, SidecarReport]:
@@ -164,6 +167,7 @@ def _module_report(module: _Module, error: float) -> ModuleReport:
         norm=change.norm,
         relative_norm=change.norm / change.old_norm if change.old_norm else 1.0,
         energy=choice.energy,
+        spectrum=module.spectrum,
         relative_error=error,
         capped=choice.capped,
         iterations=module.iterations,

@@ -22,6 +22,8 @@ class ModuleReport(Contract):
     """‖ΔW‖ / ‖W_base‖."""
     energy: float
     """Share of ‖ΔW‖² in the kept singular values, against the exact norm."""
+    spectrum: tuple[float, ...] = ()
+    """Share of ‖ΔW‖² in the first singular value, the first two, …: of all that were computed."""
     relative_error: float
     """‖ΔW - B A‖ / ‖ΔW‖, measured on the files that were written."""
     capped: bool

@@ -32,6 +32,7 @@ from readapt_runtime.lora_format import LoraAdapter, base_shapes, read_adapter, 
 from readapt_runtime.probe import candidate_prompts, record
 from readapt_runtime.probe_file import save_probe, write_probe
 from readapt_runtime.progress import Log
+from readapt_runtime.report.keeping import keep_report
 from readapt_runtime.store import Store
 
 _PROBE_TEXTS = 8
@@ -115,9 +116,10 @@ class _Work:
         )
         move = self._load()
         repaired = repair(move, item, self._store, log)
-        return Outcome(
+        evidence = self._evidence(request, item, move, repaired)
+        outcome = Outcome(
             name=request.name,
-            input_hash=self._request.item_hash(request),
+            input_hash=item.input_hash,
             passed=repaired.adapter is not None,
             variant=self._publish_repaired(request, item, move, repaired),
             origin=repaired.origin,
@@ -126,8 +128,9 @@ class _Work:
             repair_seconds=repaired.seconds + self._loading,
             reason=ladder.reason(repaired.rungs),
             message=repaired.rungs[-1].message,
-            evidence=self._keep_evidence(request, item, move, repaired),
+            evidence=self._store.write_evidence(item.input_hash, evidence),
         )
+        return keep_report(self._store, outcome, evidence, log)
 
     def _load(self) -> Move:
         if self._move is None:
@@ -174,11 +177,10 @@ class _Work:
         texts = [example.prompt for example in item.splits.gate[:_PROBE_TEXTS]]
         save_probe(folder, record(base.model, folder, candidate_prompts(base.tokenizer, texts)))
 
-    def _keep_evidence(self, request: AdaptItem, item: Item, move: Move, repaired: Repaired) -> Digest:
-        document = {
+    def _evidence(self, request: AdaptItem, item: Item, move: Move, repaired: Repaired) -> dict[str, object]:
+        return {
             "request": self._request.model_copy(update={"items": (request,)}).to_wire(),
             "seed": item.seed,
             **circumstances(move.new),
             **repaired.evidence,
         }
-        return self._store.write_evidence(self._request.item_hash(request), document)

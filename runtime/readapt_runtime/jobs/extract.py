@@ -27,6 +27,7 @@ from readapt_runtime.extract.sidecar import SIDECAR_WEIGHTS
 from readapt_runtime.lora_format import base_shapes, read_adapter
 from readapt_runtime.probe_file import write_probe
 from readapt_runtime.progress import Log
+from readapt_runtime.report.keeping import keep_report
 from readapt_runtime.store import Artifact, Store
 
 
@@ -61,6 +62,7 @@ def run(request: ExtractRequest, store: Store, log: Log) -> Outcome:
         rung = None if seen is None else _rung(request, seen, found, time.monotonic() - started)
         passed = rung is None or rung.verdict is GateVerdict.PASSED
         variant = _publish(request, inputs, found, store) if passed else None
+    evidence = _evidence(request, seen, rung, found, inputs.splits)
     outcome = Outcome(
         name=request.name,
         input_hash=request.input_hash,
@@ -72,8 +74,9 @@ def run(request: ExtractRequest, store: Store, log: Log) -> Outcome:
         repair_seconds=time.monotonic() - started,
         reason=GATE_SKIPPED if rung is None else ladder.reason((rung,)),
         message=_kept(found) if rung is None else rung.message,
-        evidence=store.write_evidence(request.input_hash, _evidence(request, seen, found, inputs.splits)),
+        evidence=store.write_evidence(request.input_hash, evidence),
     )
+    outcome = keep_report(store, outcome, evidence, log)
     store.write_result(request.input_hash, outcome)
     log.info("extracted", adapter=request.name, passed=outcome.passed, reason=outcome.reason, message=outcome.message)
     return outcome
@@ -150,15 +153,13 @@ def _publish(request: ExtractRequest, inputs: _Inputs, found: Extraction, store:
 
 
 def _evidence(
-    request: ExtractRequest, seen: Comparison | None, found: Extraction, splits: Splits | None
+    request: ExtractRequest, seen: Comparison | None, rung: RungResult | None, found: Extraction, splits: Splits | None
 ) -> dict[str, object]:
     evidence: dict[str, object] = {"request": request.to_wire(), "extraction": found.report.to_wire()}
-    if seen is not None and splits is not None:
+    if seen is not None and rung is not None and splits is not None:
         evidence |= {
             "counts": seen.evidence.facts(),
-            "score": seen.score,
-            "reference": seen.reference,
-            "interval": seen.interval.to_wire(),
+            "rungs": [rung.to_wire()],
             "choices": len(splits.choices),
             "leaked": splits.leaked,
         }

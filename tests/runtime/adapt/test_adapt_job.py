@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import shutil
@@ -149,6 +150,13 @@ def test_evidence_and_result_are_in_the_store(published: Published, outcome: Out
     assert sum(evidence["examples"][part] for part in ("search", "stopping")) <= 400
 
 
+def test_the_outcome_names_a_page_that_shows_its_rungs_and_trials(published: Published, outcome: Outcome) -> None:
+    page = (published.store.root / str(outcome.report)).read_text()
+    assert f"Passed as ReLoRA. {outcome.message}." in html.unescape(page)
+    assert all(f'id="{name}"' in page for name in ("gate", "search-1", "learning-1", "trials", "seconds"))
+    assert str(outcome.variant) in page
+
+
 def test_progress_is_json_lines_that_only_grow(outcome: Outcome, log: io.StringIO) -> None:
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     percents = [line["percent"] for line in lines if line["event"] == "progress"]
@@ -210,18 +218,20 @@ def test_an_equal_job_elsewhere_that_dies_four_times_makes_the_same_variant_and_
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("death", "code"), [("SIGKILL", -9), ("SIGTERM", 75), ("full", 75)])
+@pytest.mark.parametrize(("death", "every", "code"), [("SIGKILL", 1, -9), ("SIGTERM", 4, 75), ("full", 4, 75)])
 def test_stopped_before_any_durable_write_the_next_run_makes_the_same_variant_and_repeats_no_recorded_work(
-    world: Any, tmp_path: Path, death: str, code: int
+    world: Any, tmp_path: Path, death: str, every: int, code: int
 ) -> None:
     elsewhere = publish(world, tmp_path / "store")
-    (tmp_path / "request.json").write_text(json.dumps(elsewhere.request.to_wire()))
-    command = [sys.executable, "-m", "readapt_testing.mortal_job", death, elsewhere.store.root]
+    request = elsewhere.asking(adaptation=SETTINGS.model_copy(update={"policy": "ReLoRA", "trials": 4}))
+    (tmp_path / "request.json").write_text(json.dumps(request.to_wire()))
+    command = [sys.executable, "-m", "readapt_testing.mortal_job", death, str(every), elsewhere.store.root]
     told = subprocess.run([*command, tmp_path / "request.json", tmp_path], check=True, capture_output=True).stdout
     undisturbed, lives = json.loads(told).values()
-    looks, names = [0, *filter(TUNING.evaluates, range(1, 91))], undisturbed["renames"]
-    every = max(after - before for before, after in pairwise(looks))
+    names, looks = undisturbed["renames"], [0, *filter(TUNING.evaluates, range(1, SETTINGS.max_steps + 1))]
+    between = max(after - before for before, after in pairwise(looks))
     assert {name.partition("/")[0] for name in names} == {"artifacts", "progress", "results"}
+    assert undisturbed["steps"] > between
     for life in lives:
         stopped, again, at = life["stopped"], life["again"], life["at"]
         assert (stopped["code"], again["code"]) == (code, 0), life
@@ -231,7 +241,7 @@ def test_stopped_before_any_durable_write_the_next_run_makes_the_same_variant_an
         assert death == "SIGKILL" or not [name for name in stopped["leftovers"] if name.startswith("tmp/")]
         done = [sum(e["event"] == "trial" for e in run["events"]) for run in (stopped, again, undisturbed)]
         assert done[0] + done[1] <= done[2] + 1, "only the trial whose record was being written is measured again"
-        assert stopped["steps"] + again["steps"] <= undisturbed["steps"] + every, life
+        assert stopped["steps"] + again["steps"] <= undisturbed["steps"] + between, life
 
 
 def saved(step: int) -> int:

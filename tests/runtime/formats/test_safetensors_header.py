@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
+import resource
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from readapt_runtime import safe_tensors
-from readapt_runtime.safe_tensors import BadWeights, Checkpoint, FileChanged, TensorFile
+from readapt_runtime.safe_tensors import BadWeights, Checkpoint, FileChanged, TensorFile, save_readable
 
 TENSORS = {
     "b.weight": torch.arange(24, dtype=torch.float32).reshape(4, 6),
@@ -281,3 +283,14 @@ def test_all_tensors_at_once_are_finite_and_the_one_that_is_not_is_named(tmp_pat
     save_file({"large": torch.full((8,), 3e38)}, tmp_path / "large.safetensors")
     with TensorFile(tmp_path / "large.safetensors") as file:
         assert file.read_all().tensors()["large"].numel() == 8, "a sum that overflows is no infinity"
+
+
+def test_a_write_that_the_system_refuses_keeps_the_number_of_its_error(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="weights") as refused:
+            save_readable(tmp_path / "weights", {"a": torch.zeros(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.errno == errno.EFBIG

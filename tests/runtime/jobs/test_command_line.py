@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from readapt_api.digest import digest_path
-from readapt_runtime.adapt import folders
+from readapt_runtime.adapt import folders, repair, retention
 from readapt_runtime.cli import run
 from readapt_runtime.drift import command as drift_command
 from readapt_runtime.drift import read_drift
@@ -30,7 +30,7 @@ sys.exit(code or bool(heavy))
 """
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["adapt"], ["extract"], ["drift"], ["digest"]], ids=str)
+@pytest.mark.parametrize("command", [[], ["serve"], ["adapt"], ["extract"], ["drift"], ["digest"], ["report"]], ids=str)
 def test_help_loads_nothing_heavy_and_shows_how(command: list[str]) -> None:
     script = [sys.executable, "-c", _HELP, *command, "--help"]
     shown = subprocess.run(script, check=True, capture_output=True, text=True).stdout
@@ -57,6 +57,7 @@ def test_drift_and_extract_print_one_object(sources: Path, tmp_path: Path, capsy
     ]
     assert run(["extract", *folders, "--energy", "0.99"]) == 0
     assert json.loads(capsys.readouterr().out)["rank"] == 8
+    assert 'id="energy"' in (tmp_path / "lora" / "report.html").read_text()
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "lora").glob("adapter*")} == {0o644}
 
 
@@ -240,6 +241,33 @@ def test_a_skipped_gate_copies_the_weights_without_data(
     assert all(ours[name].equal(theirs[name]) for name in theirs)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == digest_path(sources / "v2")
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_an_adapt_that_was_interrupted_goes_on_when_it_is_started_again(
+    adapting: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured, out = [], tmp_path / "out"
+    make_yardstick, losses = retention.make_yardstick, repair.text_losses
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(retention, "make_yardstick", lambda *a: measured.append("yardstick") or make_yardstick(*a))
+    monkeypatch.setattr(repair, "text_losses", lambda *a: measured.append("retention") or losses(*a))
+    with monkeypatch.context() as patched:
+        patched.setattr(repair, "compare", killed)
+        with pytest.raises(Killed):
+            adapting(policy="Copy")
+    assert [path.name for path in out.iterdir()] == [".progress"]
+    assert adapting(policy="Copy") == 0
+    assert measured == ["yardstick", "retention"]
+    adapter = {"adapter_config.json", "adapter_model.safetensors"}
+    passed = json.loads(capsys.readouterr().out)["passed"]
+    assert {path.name for path in out.iterdir()} - (adapter if passed else set()) == {"evidence.json", "report.html"}
 
 
 def _no_tokenizer(folder: Path) -> None:

@@ -29,6 +29,7 @@ def lives(bench: Any, request: Request, death: str) -> dict[str, Any]:
         "-m",
         "readapt_testing.mortal_job",
         death,
+        "1",
         str(bench.store.root),
         str(path),
         str(scratch),

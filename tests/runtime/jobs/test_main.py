@@ -83,6 +83,7 @@ def test_an_extract_passes_the_gate_and_keeps_its_evidence(
     assert rung.reference == 1.0
     assert rung.score > 0.97
 
+    assert 'id="energy"' in (bench.store.root / outcome.report).read_text()
     artifact = bench.store.open(outcome.variant, verify=True)
     assert {e.name for e in artifact.manifest.files} == {"adapter_config.json", "adapter_model.safetensors"}
     assert {e.name for e in artifact.manifest.attachments} == {"probe.json", "report.json"}

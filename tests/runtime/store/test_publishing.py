@@ -257,6 +257,14 @@ def test_a_full_disk_is_said_and_may_be_tried_again(store: Store, files: Path, m
     assert published(store, files)
 
 
+def test_a_full_disk_while_an_artifact_is_made_is_said_too(store: Store) -> None:
+    with pytest.raises(StoreFull, match="full"), store.stage():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FileNotFoundError), store.stage():
+        raise FileNotFoundError(errno.ENOENT, "something else")
+    assert leftovers(store) == []
+
+
 def test_a_result_is_read_back_and_one_of_an_older_contract_is_not(store: Store) -> None:
     assert store.read_result(HASH, DriftOutcome) is None
     outcome = DriftOutcome(input_hash=HASH, digest=BASE, relative_norm=0.5, captured_energy=1.0)

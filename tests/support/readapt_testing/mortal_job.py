@@ -1,9 +1,10 @@
 """One Job, run again and again, stopped at each of the moments at which it makes something durable.
 
-``python -m readapt_testing.mortal_job DEATH STORE REQUEST SCRATCH`` prints one JSON object. Every run works on its own
-copy of ``STORE``. The first is undisturbed and tells the renames, which are the points; then for every point one run is
-stopped right before it, and another one goes on from what is left. ``DEATH`` is ``SIGKILL``, ``SIGTERM`` or ``full``
-(the disk has no space left at that point). A process that has imported everything forks the runs: a second each.
+``python -m readapt_testing.mortal_job DEATH EVERY STORE REQUEST SCRATCH`` prints one JSON object. Every run works on
+its own copy of ``STORE``. The first is undisturbed and tells the renames, which are the points; then for every
+``EVERY``-th point one run is stopped right before it, and another one goes on from what is left. ``DEATH`` is
+``SIGKILL``, ``SIGTERM`` or ``full`` (the disk has no space left at that point). A process that has imported everything
+forks the runs.
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ class Life:
     again: Run
 
 
-def main_(death: str, store: Path, request: Path, scratch: Path) -> dict[str, object]:
+def live(death: str, every: int, store: Path, request: Path, scratch: Path) -> dict[str, object]:
+    """The undisturbed run and the lives of all points."""
     undisturbed = _run(_copy(store, scratch / "undisturbed"), request, scratch / "log", None, 0)
     lives = []
-    for at in range(len(undisturbed.renames)):
+    for at in range(0, len(undisturbed.renames), every):
         copy = _copy(store, scratch / f"{death}-{at}")
         stopped = _run(copy, request, scratch / "log", death, at)
         lives.append(Life(at, stopped, _run(copy, request, scratch / "log", None, 0)))
@@ -148,5 +150,5 @@ def _lines(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    given = [Path(argument) for argument in sys.argv[2:]]
-    sys.stdout.write(json.dumps(main_(sys.argv[1], *given)) + "\n")
+    folders = [Path(argument) for argument in sys.argv[3:]]
+    sys.stdout.write(json.dumps(live(sys.argv[1], int(sys.argv[2]), *folders)) + "\n")

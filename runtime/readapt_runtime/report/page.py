@@ -1,0 +1,96 @@
+"""The page: a verdict, what was tried, the figures, and everything that the result depends on.
+
+In: ``Findings``. Out: one HTML document that loads nothing and runs nothing. jinja2 escapes all text; only the figures,
+which matplotlib has escaped, go in as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from readapt_runtime.report import figures, tables
+from readapt_runtime.report.findings import Findings
+from readapt_runtime.report.tables import Table
+from readapt_runtime.report.verdict import Verdict, judge
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    id: str
+    title: str
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    title: str
+    verdict: Verdict
+    warnings: tuple[str, ...]
+    results: tuple[Table, ...]
+    figures: tuple[_Figure, ...]
+    circumstances: tuple[Table, ...]
+
+
+def render(findings: Findings) -> str:
+    """The whole document."""
+    verb = "extraction" if findings.extraction is not None else "repair"
+    page = _Page(
+        title=f"{findings.name}: {verb}",
+        verdict=judge(findings),
+        warnings=() if findings.extraction is None else findings.extraction.warnings,
+        results=tables.results(findings),
+        figures=tuple(_figures(findings)),
+        circumstances=tables.circumstances(findings),
+    )
+    return _TEMPLATES.get_template("page.html.jinja").render(page=page).lstrip()
+
+
+def _figures(found: Findings) -> Iterator[_Figure]:
+    if found.rungs:
+        yield _Figure(
+            "gate",
+            "The gate",
+            "Per rung the measured gain over the reference and its interval. A rung passes when the whole interval is "
+            "to the right of the dashed line, the regression that was allowed.",
+            Markup(figures.gate_intervals(found.rungs, found.margin)),
+        )
+    for number, search in enumerate(found.searches, 1):
+        yield _Figure(
+            f"search-{number}",
+            "The search for a starting point",
+            "Every trial of α·ΔW + β·D by number: (1, 0) are the old weights, (0, 0) is the new base alone, β = -1 is "
+            "the way back to the old base. Darker is better; a cross kept too little of the new base; the ring is "
+            "where tuning started.",
+            Markup(figures.search_surface(search, number)),
+        )
+    for number, learning in enumerate((part for part in found.learnings if len(part.curve) > 1), 1):
+        yield _Figure(
+            f"learning-{number}",
+            f"Tuning: {learning.name}",
+            f"Over the steps: the loss of the training batches; the score on the stopping examples, dashed the old "
+            f"pair's; retention, dashed what it must reach. The checkpoint of step {learning.best} was kept.",
+            Markup(figures.learning_curves(learning, _floor(found), number)),
+        )
+    if found.extraction is not None and found.extraction.modules:
+        asked = found.settings.get("energy")
+        yield _Figure(
+            "energy",
+            "Energy per module",
+            "Share of a module's change ‖ΔW‖² in its first directions, one line per layer (the first dark, the last "
+            "bright). A line that is flat early needs few ranks.",
+            Markup(figures.energy_spectra(found.extraction.modules, None if asked is None else float(asked))),
+        )
+
+
+def _floor(found: Findings) -> float | None:
+    return next((rung.retention_floor for rung in found.rungs if rung.retention_floor is not None), None)

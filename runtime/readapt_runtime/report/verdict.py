@@ -1,0 +1,38 @@
+"""What came of a Job, in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from readapt_runtime.adapt import ladder
+from readapt_runtime.report.findings import Findings
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``color`` is a class of the page's style; empty where nothing was tested."""
+
+    color: Literal["passed", "failed", ""]
+    sentence: str
+
+
+def judge(found: Findings) -> Verdict:
+    """The last rung decided."""
+    if not found.rungs:
+        return Verdict("", f"{_kept(found)}No gate was asked.")
+    last = found.rungs[-1]
+    if ladder.passes(last):
+        return Verdict("passed", f"Passed as {last.origin}. {last.message}.")
+    tried = f"after {len(found.rungs)} rungs " if len(found.rungs) > 1 else ""
+    return Verdict("failed", f"No variant passed {tried}({ladder.reason(found.rungs)}). {last.message}.")
+
+
+def _kept(found: Findings) -> str:
+    if found.extraction is None:
+        return ""
+    report = found.extraction
+    return (
+        f"Rank {report.rank} keeps {report.energy:.1%} of the change in {len(report.modules)} modules; "
+        f"{report.sidecar_share:.1%} of it is in the sidecar. "
+    )
