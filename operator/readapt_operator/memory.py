@@ -28,6 +28,14 @@ class Memory:
             return None
         return self._clock() - self._since.setdefault(fact, self._clock())
 
+    def due(self, fact: Hashable, every_s: float) -> bool:
+        """Whether ``every_s`` have passed since this was last true of ``fact``."""
+        last = self._since.get(fact)
+        if last is not None and self._clock() - last < every_s:
+            return False
+        self._since[fact] = self._clock()
+        return True
+
     def last_text(self, fact: Hashable, text: str | None) -> str:
         """``text``, or what it was when there last was one."""
         if text is not None:

@@ -33,6 +33,7 @@ from readapt_operator.kube.resources import (
 from readapt_operator.memory import Memory
 from readapt_operator.observed import DeploymentView, JobView, Observed, PodView, ServiceView, StoredSet, by_wish
 from readapt_operator.pods import PodAdmin
+from readapt_operator.progress import with_progress
 from readapt_operator.queue import Key
 from readapt_operator.settings import Settings
 from readapt_operator.views import deployment_view, job_view, pod_view
@@ -98,7 +99,7 @@ class Observer:
         ]
         seen = replace(
             seen,
-            jobs=by_wish(await asyncio.gather(*(self._with_request(v, key.namespace) for v in views))),
+            jobs=by_wish(await asyncio.gather(*(self._look_into(v, job_pods, memory) for v in views))),
             store_lost=any(v.summary is not None and v.summary.reason in LOST_ARTIFACT for v in views),
             service=_service(service) if service and controller_uid(service) == uid else None,
             deployments=tuple(deployment_view(d) for d in deployments if controller_uid(d) == uid),
@@ -108,11 +109,14 @@ class Observer:
         live = _owned_pods(pods, seen.deployments)
         return self._timed(replace(seen, pods=await self._ask_pods(seen, live, memory)), memory)
 
-    async def _with_request(self, job: JobView, namespace: str) -> JobView:
-        """Whether a Job that is to start can: one read for each, and there are at most ``maxParallelJobs``."""
-        if job.running or not job.active or job.deleting:
+    async def _look_into(self, job: JobView, pods: dict[str, list[Doc]], memory: Memory) -> JobView:
+        """What more than its object tells: one read for each active Job, and there are at most ``maxParallelJobs``."""
+        meta = job.body["metadata"]
+        if job.running:
+            return await with_progress(job, pods.get(meta["uid"], []), self.kube, memory)
+        if not job.active or job.deleting:
             return job
-        request = await self.kube.get(CONFIG_MAPS, namespace, job.name)
+        request = await self.kube.get(CONFIG_MAPS, meta["namespace"], job.name)
         return replace(job, lacks_request=request is None or controller_uid(request) != job.owner_uid)
 
     async def _ask_pods(self, seen: Observed, live: list[PodView], memory: Memory) -> tuple[PodView, ...]:
@@ -137,7 +141,7 @@ class Observer:
         endpoints_settled_s = memory.age_s(settled, seen.endpoint_pods <= selected)
         facts = [
             settled,
-            *((fact, j.body["metadata"]["uid"]) for j in jobs for fact in ("ended", "waits")),
+            *((fact, j.body["metadata"]["uid"]) for j in jobs for fact in ("ended", "waits", "progress")),
         ]
         memory.forget_all_but(facts, (p.uid for p in seen.pods))
         return replace(seen, endpoints_settled_s=endpoints_settled_s)

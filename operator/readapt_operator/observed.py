@@ -48,6 +48,8 @@ class JobView:
     """It has not started, and the ConfigMap that it is to read is not there or is not its owner's."""
     waits: str = ""
     """Why its pod does not start, or what it waited for when it was last seen."""
+    progress: str = ""
+    """``43%``, when it was last told."""
     refused: bool = False
     """It ended with exit code 64, or its pod failure policy says so."""
     settled_s: float = 0.0

@@ -44,6 +44,11 @@ def kube(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     client.close()
 
 
+def test_the_log_of_a_pod_that_is_not_there_is_not_found(kube: Kube) -> None:
+    with pytest.raises(NotFound):
+        asyncio.run(kube.log("default", "nobody", "job", 10))
+
+
 def test_what_is_created_is_found_and_created_once(kube: Kube) -> None:
     async def story() -> None:
         assert await kube.get(CONFIG_MAPS, "default", "one") is None

@@ -13,7 +13,7 @@ from readapt_api.jobs import DriftRequest, JobKind, Summary
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_operator.builders.job import Task, build_request
 from readapt_operator.builders.meta import Owner
-from readapt_operator.decide.jobs import START_POLL_S, Start, Wording, pursue, schedule
+from readapt_operator.decide.jobs import PROGRESS_S, START_POLL_S, Start, Wording, pursue, schedule
 from readapt_operator.decide.plan import Create, Delete, StartJob, State
 from readapt_operator.observed import JobView, Observed, by_wish
 from readapt_operator.queue import Key
@@ -111,6 +111,14 @@ def test_a_job_that_runs_is_not_looked_at_until_something_happens() -> None:
     verdict = pursue(TASK, seen(job(running=True)), 3, WORDING).verdict
     assert verdict is not None
     assert verdict.again_s is None
+
+
+@pytest.mark.parametrize("kind", [JobKind.ADAPT, JobKind.EXTRACT])
+def test_a_job_that_tells_how_far_it_is_is_looked_at_twice_a_minute(kind: JobKind) -> None:
+    running = replace(seen(), jobs={TASK.wish: (job(running=True, kind=kind),)})
+    verdict = pursue(TASK, running, 3, WORDING).verdict
+    assert verdict is not None
+    assert verdict.again_s == PROGRESS_S == 30.0
 
 
 def test_a_deadline_is_told_with_what_the_pod_waited_for() -> None:

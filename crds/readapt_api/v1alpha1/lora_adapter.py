@@ -237,6 +237,7 @@ class LoRAAdapterStatus(Contract):
     served_version: str | None = Field(default=None, max_length=40)
     served_digest: Digest | None = None
     verified: str = Field(default="0/0", max_length=24)
+    progress: str | None = Field(default=None, max_length=8, description="Of the Job that works for it now: 43%.")
     origin: str | None = Field(default=None, max_length=16)
     score: str | None = Field(default=None, max_length=16)
     variants: tuple[VariantStatus, ...] = Field(

@@ -28,6 +28,7 @@ def summarize_adapter(at: AdapterPass, served: Served, upgrade: UpgradeStatus | 
             "served_version": served.version if digest and count else None,
             "served_digest": digest if count else None,
             "verified": f"{count}/{len(served.pods)}",
+            "progress": _progress(at),
             "origin": variant.origin.value if variant and variant.origin else None,
             "score": variant.score if variant else None,
             "variants": _timed(at, served, upgrade),
@@ -45,7 +46,7 @@ def orphan_status(adapter: LoRAAdapterResource, seen: Observed) -> LoRAAdapterSt
     for kind in (c.READY, c.UP_TO_DATE, c.SOURCE_READY, c.VARIANT_READY):
         out.set(kind, False, verdict.reason, verdict.message)
     out.stalled(verdict.reason, verdict.message)
-    output = {"served_version": None, "served_digest": None, "verified": "0/0"}
+    output = {"served_version": None, "served_digest": None, "verified": "0/0", "progress": None}
     return adapter.status.model_copy(
         update={"observed_generation": meta.generation, "conditions": out.done(), **output}
     )
@@ -105,6 +106,12 @@ def _serving_verdict(at: AdapterPass, served: Served, digest: str | None, count:
 def _data_verdict(at: AdapterPass) -> Verdict | None:
     """Data is fetched before it is needed, so that its faults are known before an upgrade."""
     return at.data if isinstance(at.data, Verdict) else None
+
+
+def _progress(at: AdapterPass) -> str | None:
+    """Of the Job that works for it now."""
+    jobs = [job for task in at.tasks for job in at.seen.jobs.get(task.wish, ()) if job.active and job.progress]
+    return jobs[-1].progress if jobs else None
 
 
 def _variant_of(at: AdapterPass, digest: str | None) -> VariantStatus | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from readapt_api import conditions as c
 from readapt_api import labels
-from readapt_api.jobs import Summary
+from readapt_api.jobs import JobKind, Summary
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_operator.builders.job import Task, build_job, build_request
 from readapt_operator.decide.plan import Action, Create, Delete, StartJob, Verdict, stalled, working
@@ -16,6 +16,10 @@ from readapt_operator.observed import JobView, Observed
 MAX_RETRY_S = 300.0
 START_POLL_S = 5.0
 """No event tells why a Job's pod does not start."""
+TELLING = (JobKind.ADAPT, JobKind.EXTRACT)
+"""They work for an adapter for minutes, and their logs tell how far they are."""
+PROGRESS_S = 30.0
+"""At most so often is a log read; no event tells that it has grown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ def pursue(task: Task, seen: Observed, max_attempts: int, wording: Wording) -> E
     last = mine[-1]
     if last.active or last.deleting:
         waits = f" waits: {last.waits}" if last.waits else ""
-        again_s = None if last.running else START_POLL_S
+        again_s = (PROGRESS_S if last.kind in TELLING else None) if last.running else START_POLL_S
         return Errand(
             task, last.name, verdict=working(wording.running, f"{wording.what}: Job {last.name}{waits}", again_s)
         )

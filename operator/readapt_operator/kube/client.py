@@ -13,10 +13,11 @@ import urllib3
 from kubernetes.client.exceptions import ApiException
 
 from readapt_operator.kube.errors import AlreadyExists, NotFound, Unavailable, error_for
-from readapt_operator.kube.resources import Doc, Resource, resource_of
+from readapt_operator.kube.resources import PODS, Doc, Resource, resource_of
 
 _MERGE_PATCH = "application/merge-patch+json"
 _PAGE = 500
+_LOG_BYTES = 64 << 10
 WriteGate = Callable[[], float]
 """Seconds that a write may take, given the lease; raises NotLeader."""
 
@@ -58,6 +59,13 @@ class KubeClient:
             if not following:
                 return items
             query["continue"] = following
+
+    async def log(self, namespace: str, pod: str, container: str, lines: int) -> str:
+        query = {"container": container, "tailLines": str(lines), "limitBytes": str(_LOG_BYTES)}
+        path = f"{PODS.path(namespace, pod, 'log')}?{urlencode(query)}"
+        run = asyncio.get_running_loop().run_in_executor
+        data = await run(self._pool, self._ask, "GET", path, None, "application/json", None, "*/*")
+        return data.decode(errors="replace")
 
     async def create(self, body: Doc) -> Doc:
         return await self._write("POST", resource_of(body).path(body["metadata"]["namespace"]), body)
@@ -102,11 +110,24 @@ class KubeClient:
         gate: WriteGate | None = None,
     ) -> Doc:
         run = asyncio.get_running_loop().run_in_executor
-        return await run(self._pool, self._ask, method, path, body, content_type, gate)
+        data = await run(self._pool, self._ask, method, path, body, content_type, gate)
+        try:
+            document: Doc = json.loads(data)
+        except ValueError as error:
+            raise Unavailable(f"{method} {path.partition('?')[0]}: the answer is not JSON") from error
+        return document
 
-    def _ask(self, method: str, path: str, body: Doc | None, content_type: str, gate: WriteGate | None) -> Doc:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Doc | None,
+        content_type: str,
+        gate: WriteGate | None,
+        accept: str = "application/json",
+    ) -> bytes:
         what = f"{method} {path.partition('?')[0]}"
-        headers = {"Accept": "application/json", "Content-Type": content_type}
+        headers = {"Accept": accept, "Content-Type": content_type}
         try:
             request = self._api.param_serialize(
                 method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
@@ -114,16 +135,12 @@ class KubeClient:
             # Asked here, not when queued: a thread may have been long in coming.
             timeout_s = min(gate(), self._timeout_s) if gate else self._timeout_s
             answer = self._api.call_api(*request, _request_timeout=timeout_s)
-            data = answer.read()
+            data: bytes = answer.read()
         except (urllib3.exceptions.HTTPError, ApiException, OSError) as error:
             raise Unavailable(f"{what}: {error}") from error
         if not 200 <= answer.status < 300:
             raise error_for(answer.status, data, what)
-        try:
-            document: Doc = json.loads(data)
-        except ValueError as error:
-            raise Unavailable(f"{what}: the answer is not JSON") from error
-        return document
+        return data
 
 
 def _path(body: Doc, subresource: str = "") -> str:

@@ -20,6 +20,9 @@ class Kube(Protocol):
     async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> list[Doc]:
         """The objects of a namespace, or of all, with apiVersion and kind; ``labels`` is a label selector."""
 
+    async def log(self, namespace: str, pod: str, container: str, lines: int) -> str:
+        """The last ``lines`` of what a container has written. Raises NotFound, Refused before it has started."""
+
     async def create(self, body: Doc) -> Doc:
         """POST. Raises AlreadyExists."""
 

@@ -19,13 +19,14 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 
 from readapt_api.jobs import RungResult
 from readapt_runtime.extract.report import ModuleReport
 from readapt_runtime.report.findings import Learning, Search
 from readapt_runtime.report.units import POINTS, gain
 
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "path.simplify": False,
@@ -163,4 +164,5 @@ def _place(module: str) -> tuple[int, str]:
 
 def _value(retention: Any) -> float | None:
     """A number, or a number with its error."""
-    return retention["value"] if isinstance(retention, Mapping) else retention
+    value: float | None = retention["value"] if isinstance(retention, Mapping) else retention
+    return value

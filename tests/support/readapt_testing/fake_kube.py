@@ -32,6 +32,8 @@ class FakeKube:
         self.creations: Counter[Place] = Counter()
         self.around_write: Callable[[str], None] = lambda when: None
         self.events: list[Doc] = []
+        self.logs: dict[str, str] = {}
+        """By name of the pod."""
         self.stale: dict[str, list[Doc]] = {}
         """kind -> what the next list of it returns instead of the truth, once."""
         self._stamp = stamp
@@ -47,6 +49,11 @@ class FakeKube:
             d for (kind, space, _), d in self.objects.items() if kind == resource.kind and namespace in (None, space)
         ]
         return _copy([d for d in found if _matches(d, labels)])
+
+    async def log(self, namespace: str, pod: str, container: str, lines: int) -> str:
+        if pod not in self.logs:
+            raise NotFound(f"no log of {namespace}/{pod} {container}")
+        return "\n".join(self.logs[pod].splitlines()[-lines:])
 
     async def create(self, body: Doc) -> Doc:
         return self._written("create", body, lambda: self.put(body))
