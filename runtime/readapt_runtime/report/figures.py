@@ -24,7 +24,6 @@ from matplotlib.typing import RcKeyType
 from readapt_api.jobs import RungResult
 from readapt_runtime.extract.report import ModuleReport
 from readapt_runtime.report.findings import Learning, Search
-from readapt_runtime.report.units import POINTS, gain
 
 _STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
@@ -49,20 +48,22 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 def gate_intervals(rungs: Sequence[RungResult], margin: float) -> str:
     """Per rung the interval of the gain over the old pair, against what may be lost."""
+    unit = rungs[0].metric.unit
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDE, 1.0 + 0.5 * len(rungs)), layout="constrained")
         axes = figure.add_subplot()
         rows = list(range(len(rungs)))
-        lower = [POINTS.scaled(rung.interval.lower) for rung in rungs]
-        upper = [POINTS.scaled(rung.interval.upper) for rung in rungs]
+        lower, upper = ([unit.factor * end for end in ends] for ends in zip(*map(_ends, rungs), strict=True))
+        gains = [unit.factor * rung.metric.gain(rung.score, rung.reference) for rung in rungs]
+        allowed = -unit.factor * margin
         colors = [_GOOD if rung.interval.lower > -margin else _BAD for rung in rungs]
         axes.hlines(rows, lower, upper, colors=colors, linewidth=4, alpha=0.5).set_gid("intervals")
-        axes.scatter([POINTS.scaled(gain(rung)) for rung in rungs], rows, c=colors, zorder=3, gid="gains")
-        axes.axvline(POINTS.scaled(-margin), color=_BAD, linestyle="--", gid="allowed")
+        axes.scatter(gains, rows, c=colors, zorder=3, gid="gains")
+        axes.axvline(allowed, color=_BAD, linestyle="--", gid="allowed")
         axes.axvline(0.0, color=_QUIET, linewidth=0.8)
-        axes.text(POINTS.scaled(-margin), -0.65, " allowed", color=_BAD, va="top")
+        axes.text(allowed, -0.65, " allowed", color=_BAD, va="top")
         axes.set(yticks=rows, yticklabels=[rung.origin.value for rung in rungs], ylim=(len(rungs) - 0.4, -0.7))
-        axes.set_xlabel(f"gain over the reference, {POINTS.name}")
+        axes.set_xlabel(f"gain over the reference, {unit.name}")
         return _svg(figure, "gate")
 
 
@@ -103,7 +104,7 @@ def learning_curves(learning: Learning, floor: float | None, number: int) -> str
             score.axhline(learning.target, color=_QUIET, linestyle="--", gid="target")
         _draw_retention(kept, learning, floor)
         loss.set_ylabel("training loss")
-        score.set_ylabel("score")
+        score.set_ylabel("score, higher is better")
         kept.set(xlabel="step", ylabel="retention")
         last = max(steps[-1], len(learning.train_losses), 1)
         for axes in (loss, score, kept):
@@ -149,6 +150,10 @@ def _svg(figure: Figure, prefix: str) -> str:
         figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = stream.getvalue()
     return re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{prefix}-", text[text.index("<svg") :])
+
+
+def _ends(rung: RungResult) -> tuple[float, float]:
+    return rung.interval.lower, rung.interval.upper
 
 
 def _norm(values: Sequence[float]) -> Normalize:

@@ -53,7 +53,7 @@ class Learning:
     """step, score, retention."""
     train_losses: tuple[float, ...]
     target: float | None
-    """Score of the old pair on the same examples."""
+    """What is good enough: the old pair's own score on the same examples; None when no rung wrote it down."""
     best: int
     """The step whose checkpoint was kept."""
 
@@ -81,7 +81,7 @@ class Findings:
                 evidence=evidence,
                 rungs=tuple(RungResult.model_validate(rung) for rung in evidence.get("rungs", ())),
                 searches=tuple(_search(part) for _, part in _parts(evidence, "trials")),
-                learnings=tuple(_learning(name, part) for name, part in _parts(evidence, "curve")),
+                learnings=tuple(_learning(name, part, _target(evidence)) for name, part in _parts(evidence, "curve")),
                 extraction=None if found is None else ExtractReport.model_validate(found),
                 variant=variant,
             )
@@ -150,9 +150,13 @@ def _search(part: Mapping[str, Any]) -> Search:
     return Search(tuple(part["trials"]), part.get("start") or {})
 
 
-def _learning(name: str, part: Mapping[str, Any]) -> Learning:
-    losses, target = tuple(part.get("trainLosses", ())), part.get("referenceScore")
-    return Learning(name, tuple(part["curve"]), losses, target, int(part.get("best", 0)))
+def _learning(name: str, part: Mapping[str, Any], target: float | None) -> Learning:
+    return Learning(name, tuple(part["curve"]), tuple(part.get("trainLosses", ())), target, int(part.get("best", 0)))
+
+
+def _target(evidence: Mapping[str, Any]) -> float | None:
+    """One for all rungs, since all are graded by the same examples."""
+    return next((part["target"] for _, part in _parts(evidence, "curve") if "target" in part), None)
 
 
 def _feasible(trial: Mapping[str, Any]) -> bool:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from readapt_api.jobs import RungResult
 from readapt_runtime.extract.report import ExtractReport
 from readapt_runtime.report.findings import Findings
-from readapt_runtime.report.units import POINTS, gain
 
 _WORST = 10
 _DIGESTS = ("oldBase", "newBase", "drift", "base", "checkpoint", "reference", "data")
-_RUNG_HEAD = ("rung", "verdict", "score", "reference", "gain", "interval", "examples", "retention", "floor", "seconds")
+_RUNG_HEAD = (
+    *("rung", "verdict", "metric", "score", "reference", "gain", "interval", "examples", "retention", "floor"),
+    "seconds",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +49,27 @@ def _circumstances(found: Findings) -> Iterator[Table]:
     seconds = ((stage, f"{value:.1f}") for stage, value in evidence.get("seconds", {}).items())
     yield Table("seconds", "Seconds", tuple(seconds))
     yield Table("examples", "Examples", tuple(_examples(evidence)))
+    yield Table("effect", "What the old weights do for their own base", tuple(_flat(evidence.get("effect") or {})))
     for search in found.searches:
         rows = tuple(
             (str(number), *(_number(trial.get(key)) for key in ("alpha", "beta", "loss", "retention", "floor")))
             for number, trial in enumerate(search.trials, 1)
         )
         yield Table("trials", "Trials of the search", rows, ("trial", "α", "β", "loss", "retention", "floor"))
-    made = {k: evidence[k] for k in ("seed", "threads", "dtype", "processor", "metric", "versions") if k in evidence}
+    made = {k: evidence[k] for k in ("seed", "threads", "dtype", "processor", "versions") if k in evidence}
     yield Table("made-with", "Made with", tuple(_flat(made)))
 
 
 def _rung(rung: RungResult) -> tuple[str, ...]:
-    ends = f"{POINTS.difference(rung.interval.lower)} to {POINTS.difference(rung.interval.upper)}"
+    metric, unit = rung.metric, rung.metric.unit
+    ends = f"{unit.difference(rung.interval.lower)} to {unit.difference(rung.interval.upper)}"
     return (
         rung.origin.value,
         rung.verdict.value,
-        POINTS.score(rung.score),
-        POINTS.score(rung.reference),
-        POINTS.difference(gain(rung)),
+        metric.value,
+        unit.score(rung.score),
+        unit.score(rung.reference),
+        unit.difference(metric.gain(rung.score, rung.reference)),
         ends,
         str(rung.samples),
         _number(rung.retention),

@@ -49,7 +49,7 @@ EVIDENCE: dict[str, Any] = {
         rung("ReLoRA", "Passed", 0.91, -0.012, 0.031, retention=0.85, retentionFloor=0.72),
     ],
     "relora": {
-        "referenceScore": 0.9,
+        "target": 0.9,
         "trials": [trial(1.0, 0.0, 0.5), trial(0.0, 0.0, 40.0), trial(1.0, -0.5, 0.4, 0.5), trial(1.2, 0.25, 0.3)],
         "start": trial(1.2, 0.25, 0.31),
         "curve": [

@@ -70,6 +70,14 @@ def test_the_gate_plot_has_every_gain_its_interval_and_what_is_allowed(findings:
     assert {"Copied", "ReLoRA"} <= set(drawn.texts())
 
 
+def test_a_gain_is_to_the_right_whatever_the_direction_of_the_metric(evidence: dict[str, Any]) -> None:
+    for rung, score in zip(evidence["rungs"], (1.1, 0.7), strict=True):
+        rung |= {"metric": "TokenLoss", "score": score, "interval": {"lower": 0.9 - score - 0.1, "upper": 1.0 - score}}
+    drawn = Drawing(figures.gate_intervals(Findings.of_evidence(evidence).rungs, 0.05))
+    assert_drawn(drawn.marks("gains"), [-0.2, 0.2], [0, 1])
+    assert "gain over the reference, nats per token" in drawn.texts()
+
+
 def test_the_search_plot_has_every_trial_and_marks_the_infeasible_and_the_start(findings: Findings) -> None:
     drawn = Drawing(figures.search_surface(findings.searches[0], 1))
     feasible, infeasible, start = (drawn.marks(name) for name in ("feasible", "infeasible", "start"))

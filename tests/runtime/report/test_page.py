@@ -89,7 +89,9 @@ def test_a_variant_that_undoes_the_update_has_not_passed(evidence: dict[str, Any
 
 def test_every_rung_is_a_row(page: Read) -> None:
     rows = page.rows("rungs")
-    assert rows["ReLoRA"] == ["Passed", "91.0", "90.0", "+1.0", "-1.2 to +3.1", "900", "0.850", "0.720", "12.5"]
+    assert rows["ReLoRA"] == [
+        *("Passed", "Accuracy", "91.0 %", "90.0 %", "+1.0", "-1.2 to +3.1", "900", "0.850", "0.720", "12.5")
+    ]
     assert rows["Copied"][0] == "Failed"
     assert len(rows) == 3
 
