@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/adaptation/gate_simulation.py            # minutes, the tables of docs/adaptation.md
     .venv/bin/python benchmarks/adaptation/gate_simulation.py --quick    # seconds
 
-Every candidate of a ladder of four rungs has the same true gain, drawn anew per rung (which is worse than rungs that
+Every candidate of the ladder of policy Auto has the same true gain, drawn anew per rung (which is worse than rungs that
 resemble each other: the union of independent errors is the largest). A ladder passes when one of its rungs does. Beside
 it stands what one would do without statistics: pass when the observed gain is above -margin. The tests are the
 product's own (``readapt_runtime.adapt.gate``). Ends with 1 when false passes exceed 1 - confidence by more than three
@@ -21,15 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from readapt_runtime.adapt import gate
+from readapt_api.adaptation import Policy
+from readapt_runtime.adapt import gate, ladder
 from readapt_runtime.adapt.gate.means import rejects
+from readapt_runtime.adapt.measure import LOSS_CAP
 
-CONFIDENCE, RUNGS = 0.95, 4
+CONFIDENCE, RUNGS = 0.95, len(ladder.RUNGS[Policy.AUTO])
 EFFECTS = (0.0, 0.005, 0.01, 0.02, 0.05)
 """True losses; the margin itself, the least favourable truth, is added."""
-LOSS_BOUND = 5.0
-"""As ``measure.LOSS_CAP``."""
-
 Floats = NDArray[np.float64]
 Verdicts = NDArray[np.int8]
 """1 passed, -1 failed, 0 undecided."""
@@ -128,7 +127,7 @@ def walk_loss(
     shape = (runs, rule.samples)
     lost = draw.random(shape) < case.spread
     gains = draw.normal(gain + 3.0 * case.spread, 0.1, shape) - 3.0 * lost
-    return _walk_gains(gains, LOSS_BOUND, rule)
+    return _walk_gains(gains, LOSS_CAP, rule)
 
 
 def _walk_gains(gains: Floats, bound: float, rule: gate.Rule) -> tuple[Verdicts, Floats]:

@@ -55,7 +55,7 @@ class Exam:
         """
         if self.measure.metric is Metric.AGREEMENT:
             return 1.0 - self.margin / 2
-        return self._signed(self.scores(None))
+        return self._signed(self.scores(None, len(self.old.examples)))
 
     def grade(self, pair: Pair) -> Grade:
         """Asks the first examples, and the others unless these have told enough."""
@@ -76,9 +76,9 @@ class Exam:
             return [score - self.target for score in scores]
         return [metric.gain(new, before) for new, before in zip(scores, old, strict=True)]
 
-    def scores(self, pair: Pair | None) -> list[float]:
-        """Per example; None stands for the old pair."""
-        examples, old = self.old.examples, self.old.all()
+    def scores(self, pair: Pair | None, count: int) -> list[float]:
+        """Of the first ``count`` examples; None stands for the old pair."""
+        examples, old = self.old.examples[:count], self.old.first(min(count, len(self.old.examples)))
         answers = old if pair is None else AnswerStream(pair, examples, self.measure.form).all()
         return self.measure.scores(examples, answers, old)
 

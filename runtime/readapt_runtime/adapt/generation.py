@@ -26,7 +26,7 @@ def complete(base: LoadedBase, prompts: Sequence[str], limit: int) -> list[str]:
     room = max(1, base.max_tokens - limit)
     contexts = [row[-room:] or [base.start] for row in joint_ids(base, prompts)]
     texts = [""] * len(prompts)
-    for batch in batches([len(row) + limit for row in contexts], [1] * len(contexts)):
+    for batch in batches([len(row) for row in contexts], [1] * len(contexts)):
         rows = [contexts[i] for i in batch]
         for index, answer in zip(batch, _continue(base, rows, limit), strict=True):
             texts[index] = _text(base, contexts[index], answer)

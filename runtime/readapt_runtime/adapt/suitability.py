@@ -1,16 +1,17 @@
 """Whether data, adapter and old base belong together; asked before hours are spent on them.
 
-A name does not say which base an adapter was trained on, its effect does: on its own base it makes the completions of
-its own task likelier, and it does so because its directions mean something there. Two things are compared with it:
+A name does not say which base an adapter was trained on, its effect does. On its own base it answers its own task
+better than the base alone. Where the gate's metric cannot tell, it makes the completions of the task likelier, and it
+does so because its directions mean something there. That is held against
 
     the base alone      an adapter that is no better does nothing for the task
     scrambled twins     the same factors with the base's hidden units in another order, as if they had been trained on
                         another base. One that is no better than they are does what any weights of its size would do;
-                        against a base that is sure of something else even that can lower the loss by a lot
+                        on a base that is sure of something else even that can lower the loss by a lot
 
-An adapter that fails either is refused, because a gate that compares with it would let anything pass, unless the gate's
-metric sees it do better than the base alone. It is refused only where that is sure (see ``Effect``). What is refused
-wrongly is an adapter whose effect the data do not show; the gate could not have judged it on these data either.
+An adapter that fails is refused, because a gate that compares with it would let anything pass, but only where that is
+sure (see ``Effect``). What is refused wrongly is an adapter whose effect the data do not show; the gate could not have
+judged it on these data either.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from readapt_runtime.adapt.tokens import Encoded, encode, joint_ids, mean_losses
 from readapt_runtime.examples import BadData
 from readapt_runtime.lora_format import LoraAdapter, LoraModule
 
-_EXAMPLES = 48
+_ANSWERS, _EXAMPLES = 96, 48
+"""Looked at by the metric, and by the token loss."""
 _LEAST = 8
 """Fewer examples than this say nothing."""
 _TWINS = 4
@@ -94,24 +96,35 @@ class Effect:
 
 
 def require_effect(pair: Pair, splits: Splits, exam: Exam) -> Effect | None:
-    """The effect of the pair's adapter; None where no completions are known or they are too few. Raises NoEffect."""
-    examples = (splits.search or splits.stopping)[:_EXAMPLES]
-    if not splits.labelled or pair.adapter is None or len(examples) < _LEAST:
+    """Raises NoEffect. The effect of the pair's adapter on its base, where the metric alone could not tell."""
+    if not splits.labelled or pair.adapter is None:
         return None
-    effect = _measure(pair.base, pair.adapter, encode(pair.base, examples))
-    if not effect.none and not effect.chance:
+    better, said = _by_metric(pair, exam)
+    if better:
+        return None
+    examples = (splits.search or splits.stopping)[:_EXAMPLES]
+    effect = None
+    if len(examples) >= _LEAST:
+        effect = _measure(pair.base, pair.adapter, encode(pair.base, examples))
+        said = [str(effect), *said]
+    if better is None and (effect is None or not (effect.none or effect.chance)):
         return effect
-    said, metric = str(effect), exam.measure.metric
-    if metric.needs_labels and splits.stopping:
-        old, alone = exam.scores(None), exam.scores(Pair(pair.base, None))
-        gains = [metric.gain(o, a) for o, a in zip(old, alone, strict=True)]
-        if mean(gains) > _ERRORS * _standard_error(torch.tensor(gains, dtype=torch.float64)):
-            return effect
-        said = f"{said}; {metric} {metric.unit.score(mean(old))}, {metric.unit.score(mean(alone))}"
     raise NoEffect(
-        f"on the base that it is said to be made for the adapter does no more than chance ({said}; {effect.samples} "
-        "examples): was it trained on another base, or are the data of another task?"
+        "on the base that it is said to be made for the adapter does no more than chance "
+        f"({'; '.join(said)}): was it trained on another base, or are the data of another task?"
     )
+
+
+def _by_metric(pair: Pair, exam: Exam) -> tuple[bool | None, list[str]]:
+    """Whether the pair surely answers better than its base alone, or surely worse; None in between. And how they do."""
+    metric, count = exam.measure.metric, min(_ANSWERS, len(exam.old.examples))
+    if not metric.needs_labels or not metric.higher_is_better or count < _LEAST:
+        return None, []
+    own, alone = exam.scores(None, count), exam.scores(Pair(pair.base, None), count)
+    gains = torch.tensor(own, dtype=torch.float64) - torch.tensor(alone, dtype=torch.float64)
+    sure = _ERRORS * _standard_error(gains)
+    better = True if gains.mean() > sure else False if gains.mean() < -sure else None
+    return better, [f"{metric} {metric.unit.score(mean(own))}, the base alone {metric.unit.score(mean(alone))}"]
 
 
 def _measure(base: LoadedBase, adapter: LoraAdapter, rows: Sequence[Encoded]) -> Effect:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,33 @@ from safetensors.torch import load_file, save_file
 from readapt_api.adaptation import Metric
 from readapt_runtime.adapt.base import LoadedBase, load_base
 from readapt_runtime.adapt.comparison import AnswerStream, Pair
-from readapt_runtime.adapt.data import Example, Splits
+from readapt_runtime.adapt.data import Example, Splits, read_splits
 from readapt_runtime.adapt.errors import NoEffect
 from readapt_runtime.adapt.exam import Exam
+from readapt_runtime.adapt.forms import LikeliestChoice
 from readapt_runtime.adapt.measure import Measure
 from readapt_runtime.adapt.suitability import Effect, require_effect, require_room
 from readapt_runtime.examples import BadData
-from readapt_runtime.lora_format import LoraAdapter, LoraModule
+from readapt_runtime.lora_format import LoraAdapter, LoraModule, base_shapes, read_adapter
+from readapt_testing.tiny_models import TinyModels, tiny_models
+
+
+@dataclass(frozen=True)
+class Home:
+    """An adapter, the base that it was trained on, and its data."""
+
+    models: TinyModels
+    base: LoadedBase
+    adapter: LoraAdapter
+    splits: Splits
+
+
+@pytest.fixture(scope="module")
+def home(fixture_cache: Path) -> Home:
+    models = tiny_models(fixture_cache)
+    base = load_base(models.v1, f"sha256:{'8' * 64}")
+    adapter = read_adapter(models.adapter, base_shapes(models.v1))
+    return Home(models, base, adapter, read_splits(models.root / "data" / "adapter"))
 
 
 def exam(pair: Pair, splits: Splits, metric: Metric) -> Exam:
@@ -37,10 +58,10 @@ def few(splits: Splits, count: int) -> Splits:
 
 
 @pytest.fixture(scope="module")
-def twin(world: Any, tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
-    """The old base with its hidden units in another order: it answers alike, its weights are another base's."""
+def twin(home: Home, tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
+    """The old base with its units in another order: it answers alike, its weights are another base's."""
     folder = tmp_path_factory.mktemp("twin") / "base"
-    shuffled_copy(world.folder / "v1", folder)
+    shuffled_copy(home.models.v1, folder)
     return load_base(folder, f"sha256:{'9' * 64}")
 
 
@@ -50,45 +71,67 @@ def shuffled_copy(source: Path, target: Path) -> None:
         if file.name != "model.safetensors":
             (target / file.name).write_bytes(file.read_bytes())
     tensors = load_file(source / "model.safetensors")
-    order = torch.randperm(tensors["model.norm.weight"].numel(), generator=torch.Generator().manual_seed(7))
+    config = json.loads((source / "config.json").read_text())
+    orders = {kind: _order(kind, config) for kind in ("hidden", "q_proj", "k_proj", "gate_proj")}
     for name, tensor in tensors.items():
-        writes = name.endswith(("o_proj.weight", "down_proj.weight", "norm.weight"))
-        tensors[name] = (tensor[order] if writes else tensor[:, order]).contiguous()
+        axes = next((axes for part, axes in _AXES.items() if part in name), ("hidden",))
+        for axis, kind in enumerate(axes):
+            if kind:
+                tensor = tensor.index_select(axis, orders[kind])
+        tensors[name] = tensor.contiguous()
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
 
 
+_AXES = {
+    "embed_tokens": ("", "hidden"),
+    "q_proj": ("q_proj", "hidden"),
+    "k_proj": ("k_proj", "hidden"),
+    "v_proj": ("k_proj", "hidden"),
+    "o_proj": ("hidden", "q_proj"),
+    "gate_proj": ("gate_proj", "hidden"),
+    "up_proj": ("gate_proj", "hidden"),
+    "down_proj": ("hidden", "gate_proj"),
+}
+"""Part of a tensor's name -> the order of each axis; norms have the hidden one."""
+
+
+def _order(kind: str, config: dict[str, int]) -> torch.Tensor:
+    """Hidden and inner units in any order; of the heads the two halves change places."""
+    generator = torch.Generator().manual_seed(7)
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    if kind in heads:
+        width = heads[kind] * config["hidden_size"] // config["num_attention_heads"]
+        return torch.arange(width).roll(width // 2)
+    return torch.randperm(config["intermediate_size" if kind == "gate_proj" else "hidden_size"], generator=generator)
+
+
 @pytest.mark.parametrize("metric", [Metric.ACCURACY, Metric.F1, Metric.AGREEMENT, Metric.TOKEN_LOSS])
-def test_an_adapter_of_another_base_is_refused_by_its_effect(world: Any, twin: LoadedBase, metric: Metric) -> None:
-    small = few(world.splits, 60)
+def test_an_adapter_of_another_base_is_refused_by_its_effect(home: Home, twin: LoadedBase, metric: Metric) -> None:
+    small = few(home.splits, 60)
     prompts = [e.prompt for e in small.stopping[:4]]
-    ids = world.old.tokenizer(prompts, return_tensors="pt").input_ids
-    torch.testing.assert_close(twin.model(ids).logits, world.old.model(ids).logits, rtol=1e-3, atol=1e-3)
-    pair = Pair(twin, world.adapter)
+    ids = home.base.tokenizer(prompts, return_tensors="pt").input_ids
+    torch.testing.assert_close(twin.model(ids).logits, home.base.model(ids).logits, rtol=1e-3, atol=1e-3)
+    pair = Pair(twin, home.adapter)
     with pytest.raises(NoEffect, match=r"no more than chance.*was it trained on another base"):
         require_effect(pair, small, exam(pair, small, metric))
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.5, 0.2])
 @pytest.mark.parametrize("count", [8, 90])
-def test_a_weak_adapter_on_its_own_base_is_no_false_alarm(world: Any, factor: float, count: int) -> None:
-    pair, small = Pair(world.old, scaled(world.adapter, factor)), few(world.splits, count)
-    effect = require_effect(pair, small, exam(pair, small, Metric.ACCURACY))
-    assert effect is not None
-    assert not effect.none
-    assert not effect.chance
-    assert effect.samples == min(count, 48)
+@pytest.mark.parametrize("metric", [Metric.ACCURACY, Metric.TOKEN_LOSS])
+def test_a_weak_adapter_on_its_own_base_is_no_false_alarm(
+    home: Home, factor: float, count: int, metric: Metric
+) -> None:
+    pair, small = Pair(home.base, scaled(home.adapter, factor)), few(home.splits, count)
+    effect = require_effect(pair, small, exam(pair, small, metric))
+    if metric is Metric.TOKEN_LOSS:
+        assert effect is not None
+        assert (effect.samples, effect.none, effect.chance) == (min(count, 48), False, False)
 
 
-def test_data_of_another_task_are_refused_as_well(world: Any) -> None:
-    """The labels turned by one: what the adapter says is never right."""
-    labels = world.splits.choices
-    turned = {label: labels[(i + 1) % len(labels)] for i, label in enumerate(labels)}
-    other = replace(
-        few(world.splits, 90),
-        search=tuple(Example(e.prompt, " g1") for e in world.splits.search[:90]),
-        stopping=tuple(Example(e.prompt, turned[e.completion]) for e in world.splits.stopping[:90]),
-    )
-    pair = Pair(world.old, world.adapter)
+def test_data_of_another_task_are_refused_as_well(home: Home) -> None:
+    other = read_splits(home.models.root / "data" / "checkpoint")
+    pair = Pair(home.base, home.adapter)
     with pytest.raises(NoEffect, match="or are the data of another task"):
         require_effect(pair, other, exam(pair, other, Metric.ACCURACY))
 
@@ -97,21 +140,34 @@ class Marks:
     """An exam with made-up scores."""
 
     def __init__(self, old: Sequence[float], alone: Sequence[float]) -> None:
-        self.measure = Measure(Metric.EXACT_MATCH, Measure.of)  # type: ignore[arg-type]
+        self.measure = Measure(Metric.EXACT_MATCH, LikeliestChoice(()))
+        self.old = AnswerStream(Pair(Any, None), [Example(str(i), "") for i in range(len(old))], LikeliestChoice(()))  # type: ignore[arg-type]
         self._old, self._alone = list(old), list(alone)
 
-    def scores(self, pair: Pair | None) -> list[float]:
-        return self._old if pair is None else self._alone
+    def scores(self, pair: Pair | None, count: int) -> list[float]:
+        return (self._old if pair is None else self._alone)[:count]
 
 
-def test_an_adapter_that_answers_better_is_not_refused_for_its_loss(world: Any, twin: LoadedBase) -> None:
+SOME, MORE, MANY = ([1.0] * right + [0.0] * (60 - right) for right in (10, 12, 40))
+
+
+def test_an_adapter_that_answers_better_is_not_refused_for_its_loss(home: Home, twin: LoadedBase) -> None:
     """As after training by preferences: references get less likely while answers get better."""
-    pair, small = Pair(twin, world.adapter), few(world.splits, 60)
-    better: Any = Marks([1.0] * 40 + [0.0] * 20, [1.0] * 10 + [0.0] * 50)
-    assert require_effect(pair, small, better) is not None
-    alike: Any = Marks([1.0] * 31 + [0.0] * 29, [1.0] * 30 + [0.0] * 30)
-    with pytest.raises(NoEffect, match=r"ExactMatch 51\.7 %, 50\.0 %"):
-        require_effect(pair, small, alike)
+    pair, small = Pair(twin, home.adapter), few(home.splits, 60)
+    better: Any = Marks(MANY, SOME)
+    assert require_effect(pair, small, better) is None
+    unsure: Any = Marks(MORE, SOME)
+    with pytest.raises(NoEffect, match=r"token loss .* scrambled .*; ExactMatch 20\.0 %, the base alone 16\.7 %"):
+        require_effect(pair, small, unsure)
+
+
+def test_an_adapter_that_answers_worse_than_its_base_is_refused_whatever_its_loss(home: Home) -> None:
+    pair, small = Pair(home.base, home.adapter), few(home.splits, 60)
+    worse: Any = Marks(SOME, MANY)
+    with pytest.raises(NoEffect, match=r"ExactMatch 16\.7 %, the base alone 66\.7 %"):
+        require_effect(pair, small, worse)
+    unsure: Any = Marks(SOME, MORE)
+    assert require_effect(pair, small, unsure) is not None
 
 
 @pytest.mark.parametrize(
@@ -141,25 +197,25 @@ def test_no_effect_is_claimed_only_where_it_is_sure(effect: Effect, none: bool, 
     assert (effect.none, effect.chance) == (none, chance)
 
 
-def test_too_few_examples_tell_nothing(world: Any, twin: LoadedBase) -> None:
-    pair, small = Pair(twin, world.adapter), few(world.splits, 7)
+def test_too_few_examples_tell_nothing(home: Home, twin: LoadedBase) -> None:
+    pair, small = Pair(twin, home.adapter), few(home.splits, 7)
     assert require_effect(pair, small, exam(pair, small, Metric.ACCURACY)) is None
 
 
-def test_unlabelled_data_cannot_tell(world: Any, twin: LoadedBase) -> None:
-    unlabelled = replace(world.splits, labelled=False, choices=())
-    pair = Pair(twin, world.adapter)
+def test_unlabelled_data_cannot_tell(home: Home, twin: LoadedBase) -> None:
+    unlabelled = replace(home.splits, labelled=False, choices=())
+    pair = Pair(twin, home.adapter)
     assert require_effect(pair, unlabelled, exam(pair, unlabelled, Metric.AGREEMENT)) is None
 
 
 @pytest.mark.parametrize("part", ["train", "search", "stopping", "gate"])
-def test_prompts_longer_than_the_model_are_named_with_their_length(world: Any, part: str) -> None:
-    splits, longest = few(world.splits, 3), world.old.longest
+def test_prompts_longer_than_the_model_are_named_with_their_length(home: Home, part: str) -> None:
+    splits, longest = few(home.splits, 3), home.base.longest
     fits = " ".join(["g0"] * (longest - 2))
-    require_room(world.old, replace(splits, **{part: (Example(fits, " label1"),)}, inputs=(fits,)))
+    require_room(home.base, replace(splits, **{part: (Example(fits, " label1"),)}, inputs=(fits,)))
     with pytest.raises(
         BadData, match=rf"{longest} tokens and an end does not fit the base, which reads {longest}: 'g0"
     ):
-        require_room(world.old, replace(splits, **{part: (Example(f"{fits} g1", " label1"),)}))
+        require_room(home.base, replace(splits, **{part: (Example(f"{fits} g1", " label1"),)}))
     with pytest.raises(BadData, match="does not fit"):
-        require_room(world.old, replace(splits, inputs=(f"{fits} g1 g2",)))
+        require_room(home.base, replace(splits, inputs=(f"{fits} g1 g2",)))
