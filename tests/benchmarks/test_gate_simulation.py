@@ -15,7 +15,6 @@ from gate_simulation import (
     walk_pairs,
 )
 
-
 CASES = {
     "right or wrong, few differ": Case("right or wrong", walk_pairs, 0.03, 300, 0.03),
     "right or wrong, many differ": Case("right or wrong", walk_pairs, 0.03, 300, 0.3),
