@@ -138,6 +138,7 @@ def test_a_killed_server_leaves_no_answer_that_is_cut_off_and_marked_complete(
     assert [answer for answer in load.complete if answer[1] != whole[answer[0]]] == []
 
 
+@pytest.mark.fault
 def test_a_server_killed_at_random_is_followed_by_one_that_serves(tiny: Tiny, whole: dict[str, str]) -> None:
     with serve_process(_arguments(tiny)) as (process, addresses):
         load = Load(addresses["serving"])
