@@ -258,6 +258,7 @@ def test_an_adapt_that_was_interrupted_goes_on_when_it_is_started_again(
 
     monkeypatch.setattr(retention, "make_yardstick", lambda *a: measured.append("yardstick") or make_yardstick(*a))
     monkeypatch.setattr(repair, "text_losses", lambda *a: measured.append("retention") or losses(*a))
+    monkeypatch.setattr(repair, "require_effect", lambda *_: None)  # random weights have none
     with monkeypatch.context() as patched:
         patched.setattr(repair, "compare", killed)
         with pytest.raises(Killed):
