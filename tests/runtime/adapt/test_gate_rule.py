@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
+from scipy.stats import binom
 
-from readapt_runtime.adapt.gate import Agreements, Counts, Decision, Evidence, Gains, Rule, decide, samples_needed
+from readapt_runtime.adapt.gate import Agreements, Counts, Decision, Evidence, Gains, Look, Rule, decide, samples_needed
 from readapt_runtime.adapt.gate.pairs import score
 
 RULE = Rule(alpha=0.025, margin=0.03, samples=3000)
@@ -37,6 +39,31 @@ def share(decision: Decision, rule: Rule, disagreement: float, effect: float, ru
 def test_a_pair_that_is_worse_by_the_margin_passes_less_often_than_alpha(samples: int, disagreement: float) -> None:
     rule = Rule(alpha=0.025, margin=0.03, samples=samples)
     assert share(Decision.PASS, rule, disagreement, -0.03, runs=1500, seed=samples) <= rule.alpha
+
+
+@pytest.mark.parametrize("rungs", [1, 5])
+@pytest.mark.parametrize("margin", [0.01, 0.03, 0.1])
+@pytest.mark.parametrize("samples", [40, 100, 400])
+def test_the_looks_together_keep_the_level_exactly_where_pairs_differ_on_up_to_half(
+    rungs: int, margin: float, samples: int
+) -> None:
+    """No simulation: the chances of all counts, of which each look lets some pass, added up."""
+    rule = Rule.for_policy(0.95, margin, samples, rungs)
+    for differ in {margin, 1.5 * margin, 0.1, 0.3, 0.5}:
+        assert sum(chance_of_passing(look, margin, differ) for look in rule.looks()) <= 1.01 * rule.alpha
+
+
+def chance_of_passing(look: Look, margin: float, differ: float) -> float:
+    """Of a pair that loses exactly the margin, at one look."""
+    n, win, lose, total = look.samples, (differ - margin) / 2, (differ + margin) / 2, 0.0
+    for losses in range(int(binom.ppf(1 - 1e-10, n, lose)) + 1):
+        enough = bisect_left(
+            range(n - losses + 1),
+            True,
+            key=lambda wins, losses=losses: Counts(wins, losses, n - wins - losses).exceeds(-margin, look.alpha),
+        )
+        total += binom.pmf(losses, n, lose) * binom.sf(enough - 1, n - losses, win / (1 - lose))
+    return float(total)
 
 
 def test_equal_pairs_with_ten_percent_disagreement_pass_comfortably() -> None:
