@@ -1,6 +1,6 @@
 """The check before kernels are timed: ours passes it, what computes something else does not, and then no time is told.
 
-The peers' kernels are not part of the repository; ``kernels.py --check`` takes their unpacked wheels.
+The peers' kernels are not part of the repository; ``kernel_times.py --check`` takes their unpacked wheels.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import kernel_times
 import pytest
 import torch
 from attention_case import CHECKED, DecodeAttention
@@ -15,7 +16,6 @@ from lora_cases import Case, checked_batch, tiny
 from lora_check import TOLERANCE, added_error, largest_error
 from lora_engines import Ours
 
-import kernels
 from readapt_kernels.attention.operands import HeadShape
 
 CPU = torch.device("cpu")
@@ -50,10 +50,10 @@ def test_an_engine_that_computes_something_else_is_found(broken: type[Ours]) -> 
 
 
 def test_a_red_check_ends_non_zero(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(kernels, "Ours", ForgetsALinear)
-    monkeypatch.setattr(kernels, "tiny", lambda: CASE.shapes)
+    monkeypatch.setattr(kernel_times, "Ours", ForgetsALinear)
+    monkeypatch.setattr(kernel_times, "tiny", lambda: CASE.shapes)
 
-    assert kernels.main(["--check"]) == 1
+    assert kernel_times.main(["--check"]) == 1
     assert "| Readapt, decode attention | " in capsys.readouterr().out
 
 
@@ -82,10 +82,10 @@ def test_attention_over_permuted_pages_is_right_and_outputs_that_nobody_wrote_ar
 def test_without_a_gpu_nothing_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
-    assert kernels.main([]) == 1
+    assert kernel_times.main([]) == 1
     assert capsys.readouterr() == ("", "no CUDA device: --check runs everything but the clock\n")
 
 
 def test_a_folder_without_the_peers_kernels_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert kernels.main(["--check", "--vllm-wheel", str(tmp_path)]) == 1
+    assert kernel_times.main(["--check", "--vllm-wheel", str(tmp_path)]) == 1
     assert "unpack the wheel" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """LoRA kernels of Readapt against vLLM 0.33's and SGLang 0.5.23's: first checked against fp64, then timed on a GPU.
 
-    .venv/bin/python benchmarks/serving/kernels.py --vllm-wheel DIR --sglang-wheel DIR [--sweep]
-    TRITON_INTERPRET=1 .venv/bin/python benchmarks/serving/kernels.py --check --vllm-wheel DIR --sglang-wheel DIR
+    .venv/bin/python benchmarks/serving/kernel_times.py --vllm-wheel DIR --sglang-wheel DIR [--sweep]
+    TRITON_INTERPRET=1 .venv/bin/python benchmarks/serving/kernel_times.py --check --vllm-wheel DIR --sglang-wheel DIR
 
 ``DIR`` is an unpacked wheel (``pip download --no-deps vllm==0.33.0``, ``unzip``). Llama-3.1-8B in bfloat16: 32 layers
 of distinct random weights in one CUDA graph, so that no weights stay in the L2 cache; scratch poisoned before the
