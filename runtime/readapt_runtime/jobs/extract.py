@@ -21,6 +21,7 @@ from readapt_runtime.adapt.base import fix_threads, load_base
 from readapt_runtime.adapt.comparison import AnswerCache, AnswerStream, Comparison, Pair, compare
 from readapt_runtime.adapt.data import Splits, read_splits
 from readapt_runtime.adapt.measure import Measure
+from readapt_runtime.adapt.share import Share
 from readapt_runtime.adapt.suitability import require_room
 from readapt_runtime.extract import EXTRACT_REPORT, Extraction, RankPolicy, extract
 from readapt_runtime.extract.sidecar import SIDECAR_WEIGHTS
@@ -57,8 +58,9 @@ def run(request: ExtractRequest, store: Store, log: Log) -> Outcome:
         request.target_modules,
     )
     with store.stage() as folder:
-        found = extract(inputs.base.path, inputs.checkpoint.path, folder, policy, log)
-        seen = None if inputs.splits is None else _gate(request, inputs, inputs.splits, folder, store, log)
+        found = extract(inputs.base.path, inputs.checkpoint.path, folder, policy, Share(log, 0.0, 0.5))
+        gating = Share(log, 0.5, 0.5)
+        seen = None if inputs.splits is None else _gate(request, inputs, inputs.splits, folder, store, gating)
         rung = None if seen is None else _rung(request, seen, found, time.monotonic() - started)
         passed = rung is None or rung.verdict is GateVerdict.PASSED
         variant = _publish(request, inputs, found, store) if passed else None

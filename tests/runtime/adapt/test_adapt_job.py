@@ -223,7 +223,7 @@ def test_stopped_before_any_durable_write_the_next_run_makes_the_same_variant_an
     world: Any, tmp_path: Path, death: str, every: int, code: int
 ) -> None:
     elsewhere = publish(world, tmp_path / "store")
-    request = elsewhere.asking(adaptation=SETTINGS.model_copy(update={"policy": "ReLoRA", "trials": 4}))
+    request = elsewhere.asking(adaptation=SETTINGS.model_copy(update={"trials": 4}))
     (tmp_path / "request.json").write_text(json.dumps(request.to_wire()))
     command = [sys.executable, "-m", "readapt_testing.mortal_job", death, str(every), elsewhere.store.root]
     told = subprocess.run([*command, tmp_path / "request.json", tmp_path], check=True, capture_output=True).stdout

@@ -30,6 +30,7 @@ from readapt_api.jobs import (
 )
 from readapt_runtime.jobs.main import run
 from readapt_runtime.jobs.summary import failure, to_bytes
+from readapt_runtime.progress import JsonLog
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 DIGEST = "sha256:" + "5" * 64
@@ -72,10 +73,13 @@ def test_a_record_whose_artifact_is_gone_is_worked_out_again(bench: Any, drift_r
 
 
 def test_an_extract_passes_the_gate_and_keeps_its_evidence(
-    bench: Any, extract_request: ExtractRequest, sources: Path
+    bench: Any, extract_request: ExtractRequest, sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(JsonLog, "progress", lambda _, done, doing: told.append(done))
     ended = bench.run(extract_request)
     assert ended.code == 0, ended.summary.message
+    assert (told, told[-1]) == (sorted(told), 1.0)
     (outcome,) = ended.summary.outcomes
     assert (outcome.passed, outcome.reason, outcome.origin) == (True, "GatePassed", Origin.EXTRACTED)
     (rung,) = outcome.rungs
