@@ -155,25 +155,27 @@ def hot_load(bench: Bench) -> str:
     root = bench.scratch / "root"
     folders = [write_random(bench.told.base, root / f"h{k}", 16, seed=700 + k) for k in range(HOT_LOADS)]
     warm(folders)
-    lines, record = [["hot load over HTTP, ms", "least", "median", "largest"]], {}
+    lines, record = [["hot load over HTTP, ms", "least", "median", "largest", "CPU time of the server"]], {}
     starts: list[tuple[AbstractContextManager[Server], list[str]]] = []
     if _takes(bench, "--adapter-root"):
         options = ("--pool-memory", bench.told.pool, "--adapter-root", str(root))
         starts.append((bench.readapt({}, *options), [folder.name for folder in folders]))
     else:
-        lines.append(["Readapt: skipped, its serve command knows no --adapter-root", "–", "–", "–"])
+        lines.append(["Readapt: skipped, its serve command knows no --adapter-root", "–", "–", "–", "–"])
     if bench.told.vllm:
         one = dict(list(bench.mixed.items())[:1])
         starts.append((bench.launch.vllm(bench.told.vllm, one, 64), [str(folder) for folder in folders]))
     for start, paths in starts:
         with start as server:
+            before = server.cpu_seconds()
             try:
                 seconds = hot_loads(server, paths)
             except Skipped as reason:
-                lines.append([f"skipped: {reason}", "–", "–", "–"])
+                lines.append([f"skipped: {reason}", "–", "–", "–", "–"])
                 continue
             record[server.name] = seconds.values
-            found = (min(seconds.values), seconds.middle, max(seconds.values))
+            each = (server.cpu_seconds() - before) / len(paths)
+            found = (min(seconds.values), seconds.middle, max(seconds.values), each)
             lines.append([server.name, *(f"{1e3 * value:.1f}" for value in found)])
     _keep(bench, "hot-load", record)
     return _markdown(lines)
@@ -220,14 +222,14 @@ def memory(bench: Bench) -> str:
 def start_up(bench: Bench) -> str:
     """Seconds, imports included; engines in turn."""
     warm([bench.told.base, *bench.mixed.values()])
-    seconds: dict[str, list[float]] = {}
+    ready: dict[str, list[tuple[float, float]]] = {}
     for _ in range(bench.told.runs):
         for start in bench.servers():
             with start as server:
-                seconds.setdefault(server.name, []).append(server.ready_s)
-    _keep(bench, "start-up", seconds)
-    rows = [[name, Measured(tuple(values)).text(1)] for name, values in seconds.items()]
-    return _markdown([[f"start-up with {len(bench.mixed)} adapters", "s"], *rows])
+                ready.setdefault(server.name, []).append((server.ready_s, server.ready_cpu_s))
+    _keep(bench, "start-up", ready)
+    rows = [[name, *(Measured(values).text(1) for values in zip(*pairs, strict=True))] for name, pairs in ready.items()]
+    return _markdown([[f"start-up with {len(bench.mixed)} adapters", "s", "CPU time, s"], *rows])
 
 
 MEASUREMENTS: dict[str, Callable[[Bench], str]] = {

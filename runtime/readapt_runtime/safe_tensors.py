@@ -36,6 +36,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from readapt_api.errors import Terminal, Transient
+from readapt_runtime.recycled_memory import ADAPTER_MEMORY
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SINGLE_FILE = "model.safetensors"
@@ -121,7 +122,7 @@ class TensorFile:
         infos = tuple(self.infos.values())
         start, size = (infos[0].begin, infos[-1].end) if infos else (0, 0)
         pad = -start % _ALIGNMENT
-        raw = torch.empty(pad + size, dtype=torch.uint8)[pad:]
+        raw = ADAPTER_MEMORY.allocate(pad + size)[pad:]
         _read_into(self._descriptor, raw.numpy().data, 0, self.path.name)
         return Data(self.path.name, infos, raw)
 

@@ -118,7 +118,7 @@ def test_adapters_in_turn_are_each_the_one_used_longest_ago() -> None:
 def test_a_server_without_hand_loading_is_skipped_with_its_answer(tiny: Tiny) -> None:
     limits = Limits(max_model_len=256, pool_bytes=16 << 20, linger_s=0.2)
     with serving(Options(tiny.base, "tiny", port=0, admin_port=0, adapters=tiny.adapters, limits=limits)) as running:
-        target = Server("ours", running.serving, running.admin + "/no-such-api", 0, 0.0)
+        target = Server("ours", running.serving, running.admin + "/no-such-api", 0, 0.0, 0.0)
         with pytest.raises(Skipped, match="/v1/load_lora_adapter: 404"):
             hot_loads(target, ["r8"])
         with pytest.raises(Skipped, match="unknown: HTTP 404"):
@@ -130,7 +130,7 @@ def test_answers_of_a_mixed_batch_are_those_of_each_model_alone(tiny: Tiny) -> N
     arrival = Arrival(0.0, None, 9, 6)
     with serving(Options(tiny.base, "tiny", port=0, admin_port=0, adapters=tiny.adapters, limits=limits)) as running:
         target = Target(running.serving, tuple(tiny.adapters), "tiny", (1, 200))
-        found = answers(Server("ours", running.serving, running.admin, 0, 0.0), target, arrival)
+        found = answers(Server("ours", running.serving, running.admin, 0, 0.0, 0.0), target, arrival)
 
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny.base)
     prompt = target.body(arrival, 42)["prompt"]

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 
 from readapt_runtime.model.config import DecoderConfig, FusedLinear, Linear
+from readapt_runtime.recycled_memory import ADAPTER_MEMORY
 
 
 class LoraFactors(Protocol):
@@ -70,7 +71,7 @@ class HostPages:
     shares: Shares | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class AdapterImage:
     """The directory into the pages of an adapter, per layer, and how to get at them."""
 
@@ -100,14 +101,15 @@ def pack_adapter(
     lengths = [sum(t.numel() for t in tensors) for _, tensors in placed]
     num_pages = max(1, *(-(-length // page_elements) for length in lengths))
     width = num_pages * page_elements
+    rows = ADAPTER_MEMORY.allocate(config.num_layers * width * dtype.itemsize).view(dtype)
     padding = torch.zeros(width, dtype=dtype)
     pieces = [
         piece
         for length, (_, tensors) in zip(lengths, placed, strict=True)
         for piece in (*(t.reshape(-1) for t in tensors), padding[length:])
     ]
-    rows = torch.cat(pieces).to(dtype).view(config.num_layers, width)
-    _transpose_b(rows, directories)
+    torch.cat(pieces, out=rows)
+    _transpose_b(rows.view(config.num_layers, width), directories)
     pages = HostPages(rows.view(config.num_layers, num_pages, page_elements).transpose(0, 1))
     return AdapterImage(
         layers=tuple(directories),

@@ -7,6 +7,7 @@ at start, and later ends; rank 0 notices either.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from readapt_runtime.model.shard import Shard
 from readapt_runtime.parallel.group import Group, Meeting
 from readapt_runtime.parallel.rank import Loaded, Plan, load
 from readapt_runtime.parallel.steps import StepReader
+from readapt_runtime.recycled_memory import ADAPTER_MEMORY
 from readapt_runtime.server.logs import log_as_json
 
 log = logging.getLogger(__name__)
@@ -152,7 +154,9 @@ def _receive_images(images: Connection, held: Held, pinned: bool) -> None:
 
 
 def _receive(images: Connection, header: ImageHeader, pinned: bool) -> AdapterImage:
-    pages = HostPages(torch.empty(header.shape, dtype=header.dtype, pin_memory=pinned).transpose(0, 1))
+    size = math.prod(header.shape) * header.dtype.itemsize
+    memory = torch.empty(size, dtype=torch.uint8, pin_memory=True) if pinned else ADAPTER_MEMORY.allocate(size)
+    pages = HostPages(memory.view(header.dtype).view(header.shape).transpose(0, 1))
     image = AdapterImage(header.layers, header.rank, len(pages.here), lambda: pages, header.fully_sharded)
     images.recv_bytes_into(image_bytes(image))
     return image

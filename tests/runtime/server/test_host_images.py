@@ -67,6 +67,20 @@ def test_an_image_larger_than_the_bound_is_served_and_not_kept() -> None:
     assert images.held_bytes == kept.here.nbytes, "and pushes nothing out"
 
 
+def test_the_image_of_an_adapter_that_was_unloaded_makes_room_for_the_next() -> None:
+    images = HostImages(9 * IMAGE_BYTES, pinned=False)
+    source = HostedSource(Disk(), images)
+    once, again, other = source.load("1"), source.load("1"), source.load("2")
+    del once
+    third = source.load("3")
+    assert images.held_bytes == 3 * IMAGE_BYTES, "another name has the same digest"
+    del again, other
+    fourth = source.load("4")
+    assert images.held_bytes == 2 * IMAGE_BYTES
+    assert float(third.image.read().here[0, 0, 0]) == 3
+    assert float(fourth.image.read().here[0, 0, 0]) == 4
+
+
 @pytest.mark.parametrize("fails", [PermissionError(13, "denied"), OSError(116, "stale file handle")], ids=str)
 def test_a_file_that_cannot_be_read_concerns_its_adapter_alone(fails: OSError, tmp_path: Path) -> None:
     class Refusing:
