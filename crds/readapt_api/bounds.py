@@ -69,6 +69,13 @@ TensorParallel = Annotated[int, Field(ge=TENSOR_PARALLEL.least, le=TENSOR_PARALL
 ENERGY = Range("energy", 0, 1, above=True)
 Energy = Annotated[Decimal, ENERGY]
 
+RELATIVE_ERROR = Range("relativeError", 0, 1, above=True, below=True)
+RelativeError = Annotated[Decimal, RELATIVE_ERROR]
+
+BUDGET = Range("budget", 1, 1 << 40)
+"""Numbers in the factors of all modules together."""
+Budget = Annotated[int, Field(ge=BUDGET.least, le=BUDGET.most)]
+
 MIN_RETENTION = Range("minRetention", 0, 1)
 MinRetention = Annotated[Decimal, MIN_RETENTION]
 

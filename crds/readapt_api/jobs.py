@@ -21,7 +21,7 @@ from readapt_api.contract import Contract, Digest
 from readapt_api.digest import digest_of
 
 CONTRACT_VERSION = 1
-ALGORITHM_VERSIONS = {"fetch": 1, "drift": 1, "extract": 1, "adapt": 2}
+ALGORITHM_VERSIONS = {"fetch": 1, "drift": 2, "extract": 2, "adapt": 2}
 """Raised when a kind's results change for equal inputs; old results then no longer answer for new requests."""
 
 STORE_MOUNT = "/store"
@@ -113,7 +113,9 @@ class ExtractRequest(Contract):
     checkpoint: Digest
     fixed_rank: bounds.LoraRank | None = None
     energy: bounds.Energy | None = None
-    """Exactly one of fixed_rank and energy."""
+    relative_error: bounds.RelativeError | None = None
+    budget: bounds.Budget | None = None
+    """Exactly one of fixed_rank, energy, relative_error and budget; see ``v1alpha1.lora_adapter.Rank``."""
     max_rank: bounds.LoraRank = 64
     target_modules: tuple[str, ...] = ()
     """Suffixes of module names (``q_proj``); empty: all linear modules of the decoder layers."""

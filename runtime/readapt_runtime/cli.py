@@ -71,17 +71,33 @@ def extract(
         typer.Option(metavar="DIR", help=f"Gets the PEFT adapter, sidecar, report.json, report.html. {OUT_RULE}"),
     ],
     rank: Annotated[int | None, typer.Option(metavar="N", help="One rank for every module.")] = None,
-    energy: Annotated[float | None, typer.Option(metavar="X", help="Share of the change to keep, 0 to 1.")] = None,
+    energy: Annotated[
+        float | None, typer.Option(metavar="X", help="Share of each module's change to keep, 0 to 1.")
+    ] = None,
+    relative_error: Annotated[
+        float | None, typer.Option(metavar="X", help="What each module may miss of its change, 0 to 1.")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(metavar="N", help="Parameters of the whole adapter; its modules compete for them.")
+    ] = None,
     max_rank: Annotated[int, typer.Option(metavar="N", help="No module gets more than this.")] = 64,
+    merged_base: Annotated[
+        bool,
+        typer.Option("--merged-base", help="Writes a base too that holds what no adapter can: for this one alone."),
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Makes a LoRA adapter out of a full fine-tuned checkpoint, without data.
 
     Examples: `readapt extract --base ./v1 --finetuned ./support --out ./support-lora --rank 16`,
-    or `--energy 0.9` in place of `--rank 16`.
+    or in place of `--rank 16` one of `--energy 0.9`, `--relative-error 0.3` and `--budget 4000000`.
     """
+    from readapt_runtime.device import choose_device
+    from readapt_runtime.extract import Options, RankPolicy
     from readapt_runtime.extract.command import run
 
-    _print(run(base, finetuned, out, rank, energy, max_rank))
+    policy = RankPolicy(rank, energy, relative_error, budget, max_rank)
+    _print(run(base, finetuned, out, policy, Options(choose_device(device), merged_base)))
 
 
 @app.command()

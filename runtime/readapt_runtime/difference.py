@@ -1,16 +1,17 @@
 """Two checkpoints of one architecture, tensor by tensor.
 
-In: two model folders. Out: the differences of their tensors in float32, with exact norms, one at a time. Next: the
-drift of a base keeps their leading directions, extraction makes an adapter of them. bf16 minus bf16 is exact in
-float32 and would not be in bf16.
+In: two model folders. Out: the differences of their linear modules in float32, with exact norms, one at a time. Next:
+the drift of a base keeps their leading directions, extraction makes an adapter of them; ``rest`` measures the other
+tensors. bf16 minus bf16 is exact in float32 and would not be in bf16. Both sides are read in blocks that stay in the
+cache: a difference costs its own memory and no more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,11 +21,13 @@ import torch
 from readapt_api.errors import Terminal
 from readapt_runtime.lora_format import Shape, linear_shapes
 from readapt_runtime.model.family import Document, read_dimensions, read_document
-from readapt_runtime.safe_tensors import Checkpoint
+from readapt_runtime.safe_tensors import BadWeights, Checkpoint
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-_BLOCK = 1 << 16
+_BLOCK = 1 << 17
+"""Elements: on a CPU both sides and a float64 copy stay in the cache; a GPU wants fewer and longer transfers."""
+_GPU_BLOCK = 1 << 23
+_FUNCTION = ("hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "sliding_window")
+"""Fields of config.json that change what a model computes and none of its tensors' shapes."""
 
 
 class DifferentModels(Terminal):
@@ -32,27 +35,47 @@ class DifferentModels(Terminal):
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """One tensor's change; ``norm`` and ``old_norm`` are Frobenius norms, exact to float64 accumulation."""
+class RowChanges:
+    """What became of the rows of a vocabulary, by token."""
+
+    changed: int
+    """Tokens of both sides whose row differs."""
+    added: int
+    removed: int
+    moved: int
+    """Tokens of both sides with another row number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One tensor's change; the norms are Frobenius norms, exact to float64 accumulation."""
 
     name: str
-    delta: torch.Tensor  # float32, new - old
     norm: float
     old_norm: float
+    rows: RowChanges | None = None
 
-    def without_delta(self) -> Difference:
-        """The norms alone, for records that outlive the tensor."""
-        return replace(self, delta=self.delta.new_empty(0))
+    @property
+    def relative(self) -> float:
+        """‖new - old‖ / ‖old‖; 1 where the old one is zero or was not there."""
+        return self.norm / self.old_norm if self.old_norm else 1.0
 
 
 class CheckpointPair:
-    """An old and a new checkpoint, opened side by side; a context manager."""
+    """An old and a new checkpoint, opened side by side; a context manager. Differences are made on ``device``."""
 
-    def __init__(self, old: Path, new: Path) -> None:
+    def __init__(self, old: Path, new: Path, device: torch.device | None = None) -> None:
         """Raises BadWeights, UnsupportedModel, DifferentModels (naming the first field or module that differs)."""
+        self.device = device or torch.device("cpu")
         old_config, new_config = (read_document(folder) for folder in (old, new))
         _require_same(old_config, new_config)
         self.shapes: Mapping[str, Shape] = linear_shapes(old_config)
+        self.unlike = [
+            f"config.json: {key} is {old_config[key]} and {new_config[key]}"
+            for key in _FUNCTION
+            if key in old_config and key in new_config and old_config[key] != new_config[key]
+        ]
+        """Differences that are in no tensor."""
         with ExitStack() as stack:
             self.old = stack.enter_context(Checkpoint(old))
             self.new = stack.enter_context(Checkpoint(new))
@@ -60,25 +83,37 @@ class CheckpointPair:
                 _check_shapes(f"{module}.weight", shape, self.old, self.new)
             self._stack = stack.pop_all()
 
-    def linear(self, module: str) -> Difference:
-        """The change of one linear module's weight, [out, in]."""
-        return self._difference(f"{module}.weight", self.old.read(f"{module}.weight"))
-
     @property
     def largest(self) -> int:
         """Elements of the largest linear module."""
         return max(shape.out * shape.into for shape in self.shapes.values())
 
-    @property
-    def others(self) -> list[str]:
-        """Every tensor of the new checkpoint that is no linear module of a decoder layer, and is no copy of another."""
-        linear = {f"{module}.weight" for module in self.shapes}
-        names = [n for n in self.new.infos if n not in linear and not n.endswith("rotary_emb.inv_freq")]
-        return [n for n in names if not (n == HEAD and HEAD not in self.old.infos and self._head_is_tied())]
+    def subtract(self, module: str, out: torch.Tensor) -> Change:
+        """Fills ``out`` [out, in], contiguous, float32, on the pair's device, with new - old of a module's weight.
 
-    def other(self, name: str) -> Difference:
-        """The change of any tensor of ``others``; rows that only one side has count in full."""
-        return self._difference(name, self._old_value(name))
+        Raises BadWeights for NaN and infinity, FileChanged.
+        """
+        name = f"{module}.weight"
+        squares = old_squares = 0.0
+        for old, delta in self._subtracted(name, out):
+            old_squares += squared(old, self.old, name)
+            squares += squared(delta, self.new, name)
+        return Change(name, math.sqrt(squares), math.sqrt(old_squares))
+
+    def subtract_again(self, module: str, out: torch.Tensor) -> None:
+        """``subtract`` for who knows the norms already."""
+        for _ in self._subtracted(f"{module}.weight", out):
+            pass
+
+    def blocks(self, side: Checkpoint, name: str, width: int = 1) -> Iterator[torch.Tensor]:
+        """The tensor in flat float32 pieces, each a multiple of ``width`` elements; NaN passes (see ``squared``)."""
+        info = side.infos[name]
+        step = max(width, self._block // width * width)
+        for start in range(0, info.elements, step):
+            count = min(step, info.elements - start)
+            block = torch.empty(count, dtype=info.dtype, pin_memory=self.device.type == "cuda")
+            side.read_block(name, start, block)
+            yield block.to(self.device).float()
 
     def __enter__(self) -> Self:
         return self
@@ -86,40 +121,30 @@ class CheckpointPair:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.close()
 
-    def _old_value(self, name: str) -> torch.Tensor | None:
-        if name in self.old.infos:
-            return self.old.read(name)
-        return self.old.read(EMBEDDING) if name == HEAD else None
+    def _subtracted(self, name: str, out: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(old, new - old) block by block while ``out`` fills."""
+        blocks = zip(self.blocks(self.old, name), self.blocks(self.new, name), strict=True)
+        for place, (old, new) in zip(torch.split(out.view(-1), self._block), blocks, strict=True):
+            yield old, torch.sub(new, old, out=place)
 
-    def _head_is_tied(self) -> bool:
-        return EMBEDDING in self.new.infos and torch.equal(self.new.read(HEAD), self.new.read(EMBEDDING))
+    @property
+    def _block(self) -> int:
+        return _BLOCK if self.device.type == "cpu" else _GPU_BLOCK
 
-    def _difference(self, name: str, old: torch.Tensor | None) -> Difference:
-        new = self.new.read(name).float()
-        if old is None:
-            return Difference(name, new, frobenius(new), 0.0)
-        old = old.float()
-        old_norm = frobenius(old)
-        delta = new.sub_(old) if new.shape == old.shape else _unequal(name, new, old)
-        return Difference(name, delta, frobenius(delta), old_norm)
+
+def squared(block: torch.Tensor, side: Checkpoint, name: str) -> float:
+    """‖block‖² of a flat block, in float64; raises BadWeights, naming the tensor, when it is not finite."""
+    wide = block.double()
+    square = float(torch.dot(wide, wide))
+    if not math.isfinite(square):
+        raise BadWeights(f"{side.folder}: {name}: NaN or infinite values")
+    return square
 
 
 def frobenius(tensor: torch.Tensor) -> float:
     """‖tensor‖_F with float64 accumulation, a cache-sized block at a time."""
-    flat = tensor.flatten()
-    blocks = (flat[at : at + _BLOCK].double() for at in range(0, flat.numel(), _BLOCK))
-    return math.sqrt(sum(float(torch.dot(block, block)) for block in blocks))
-
-
-def _unequal(name: str, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """A grown or shrunk vocabulary: row by row over the common ones, the others in full."""
-    if new.ndim != 2 or old.ndim != 2 or new.shape[1] != old.shape[1]:
-        raise DifferentModels(f"{name}: shapes {list(old.shape)} and {list(new.shape)} cannot be compared")
-    rows = max(new.shape[0], old.shape[0])
-    delta = torch.zeros(rows, new.shape[1])
-    delta[: new.shape[0]] = new
-    delta[: old.shape[0]] -= old
-    return delta
+    wide = (block.double() for block in torch.split(tensor.flatten(), _BLOCK))
+    return math.sqrt(sum(float(torch.dot(block, block)) for block in wide))
 
 
 def _require_same(old: Document, new: Document) -> None:

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import torch
 
@@ -28,12 +29,15 @@ from readapt_runtime.peft_config import PeftLoraConfig, parse_config
 from readapt_runtime.safe_tensors import (
     ADAPTER_LIMITS,
     BadWeights,
+    Data,
     TensorFile,
     hash_tensors,
     parse_json_object,
     read_bounded,
+    read_json_object,
     save_readable,
 )
+from readapt_runtime.tensor_stream import Entry, write_stream
 
 _BESIDE = DaemonThreads()
 _PREFIX = "base_model.model."
@@ -123,6 +127,47 @@ class AdapterFiles:
             _require_listed(found, manifest)
 
 
+class AdapterFile:
+    """The weights of a PEFT folder, opened; every module fits the base; a context manager."""
+
+    def __init__(
+        self, folder: Path, config: PeftLoraConfig, shapes: Mapping[str, tuple[int, int]], max_rank: int | None = None
+    ) -> None:
+        """Reads the header alone. Raises as ``read_adapter`` does."""
+        self._config = config
+        self.modules = [name for name in shapes if config.targets(name)]
+        if not self.modules:
+            raise BadWeights(f"{ADAPTER_CONFIG}: its target_modules match no linear module of the base")
+        self._file = TensorFile(folder / ADAPTER_WEIGHTS, ADAPTER_LIMITS)
+        try:
+            _check_keys(self._file.infos, self.modules, shapes)
+            for name in self.modules:
+                _check_shapes(self._file, name, Shape(*shapes[name]), config, max_rank)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def read(self, name: str) -> LoraModule:
+        """One module. Raises BadWeights for NaN and an A of zeros, FileChanged."""
+        tensors = {key: self._file.read(key) for key in (f"{_PREFIX}{name}.lora_{side}.weight" for side in "AB")}
+        return _module(tensors, frozenset(tensors), name, self._config)
+
+    def read_all(self) -> Data:
+        """See ``TensorFile.read_all``."""
+        return self._file.read_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+
+def open_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> AdapterFile:
+    """For adapters that are read module by module. Raises as ``read_adapter`` does."""
+    return AdapterFile(folder, parse_config(read_json_object(folder / ADAPTER_CONFIG)), shapes)
+
+
 def read_adapter(
     folder: Path,
     shapes: Mapping[str, tuple[int, int]],
@@ -156,14 +201,8 @@ def read_adapter_files(
     if manifest is not None:
         _require_listed(entry, manifest)
     config = parse_config(parse_json_object(content, ADAPTER_CONFIG))
-    expected = [name for name in shapes if config.targets(name)]
-    if not expected:
-        raise BadWeights(f"{ADAPTER_CONFIG}: its target_modules match no linear module of the base")
-    with TensorFile(folder / ADAPTER_WEIGHTS, ADAPTER_LIMITS) as file:
-        _check_keys(file.infos, expected, shapes)
-        for name in expected:
-            _check_shapes(file, name, Shape(*shapes[name]), config, max_rank)
-        data = file.read_all()
+    with AdapterFile(folder, config, shapes, max_rank) as file:
+        data, expected = file.read_all(), file.modules
     files = AdapterFiles(entry, _BESIDE.submit(entry_of, data.content, ADAPTER_WEIGHTS))
     try:
         tensors, hollow = data.tensors(), data.hollow()
@@ -181,14 +220,36 @@ def write_adapter(folder: Path, adapter: LoraAdapter, base_name: str) -> None:
     """
     if not adapter.modules:
         raise BadWeights("an adapter without modules")
-    folder.mkdir(parents=True, exist_ok=True)
-    document = json.dumps(_config_document(adapter, base_name), indent=2, sort_keys=True) + "\n"
-    (folder / ADAPTER_CONFIG).write_text(document, encoding="utf-8")
+    scales = {name: (module.rank, module.scale) for name, module in adapter.modules.items()}
+    _write_config(folder, scales, base_name)
     tensors: dict[str, torch.Tensor] = {}
     for name, module in adapter.modules.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = module.a.detach().cpu().contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = module.b.detach().cpu().contiguous()
     save_readable(folder / ADAPTER_WEIGHTS, tensors)
+
+
+def write_adapter_stream(
+    folder: Path, ranks: Mapping[str, int], shapes: Mapping[str, Shape], factors: Iterable[LoraModule], base_name: str
+) -> None:
+    """``write_adapter`` for an adapter that need not fit into memory, float32, of scale 1.
+
+    ``factors`` are the modules of ``ranks``, in its order, one after the other.
+    """
+    _write_config(folder, {name: (rank, 1.0) for name, rank in ranks.items()}, base_name)
+    entries: dict[str, Entry] = {}
+    for name, rank in ranks.items():
+        entries[f"{_PREFIX}{name}.lora_A.weight"] = Entry(torch.float32, (rank, shapes[name].into))
+        entries[f"{_PREFIX}{name}.lora_B.weight"] = Entry(torch.float32, (shapes[name].out, rank))
+    sides = (side for module in factors for side in (module.a, module.b))
+    write_stream(folder / ADAPTER_WEIGHTS, entries, sides)
+
+
+def _write_config(folder: Path, scales: Mapping[str, tuple[int, float]], base_name: str) -> None:
+    """``scales``: module name -> (rank, scale)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = json.dumps(_config_document(scales, base_name), indent=2, sort_keys=True) + "\n"
+    (folder / ADAPTER_CONFIG).write_text(document, encoding="utf-8")
 
 
 def _require_listed(found: FileEntry, manifest: Manifest) -> None:
@@ -252,10 +313,9 @@ def _module(
     return LoraModule(name, tensors[key_a], tensors[key_b], config.scale(name))
 
 
-def _config_document(adapter: LoraAdapter, base_name: str) -> dict[str, object]:
-    modules = adapter.modules
-    rank = Counter(m.rank for m in modules.values()).most_common(1)[0][0]
-    alphas = {name: _alpha(module) for name, module in modules.items()}
+def _config_document(scales: Mapping[str, tuple[int, float]], base_name: str) -> dict[str, object]:
+    rank = Counter(rank for rank, _ in scales.values()).most_common(1)[0][0]
+    alphas = {name: _alpha(name, *rank_and_scale) for name, rank_and_scale in scales.items()}
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     return {
         "peft_type": "LORA",
@@ -264,9 +324,9 @@ def _config_document(adapter: LoraAdapter, base_name: str) -> dict[str, object]:
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {n: m.rank for n, m in modules.items() if m.rank != rank},
+        "rank_pattern": {n: r for n, (r, _) in scales.items() if r != rank},
         "alpha_pattern": {n: a for n, a in alphas.items() if a != alpha},
-        "target_modules": sorted(modules),
+        "target_modules": sorted(scales),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -276,9 +336,9 @@ def _config_document(adapter: LoraAdapter, base_name: str) -> dict[str, object]:
     }
 
 
-def _alpha(module: LoraModule) -> float | int:
+def _alpha(name: str, rank: int, scale: float) -> float | int:
     """alpha such that alpha / r is the module's scale; whole numbers as integers, as PEFT writes them."""
-    alpha = module.scale * module.rank
+    alpha = scale * rank
     if not math.isfinite(alpha):
-        raise BadWeights(f"{module.name}: scale {module.scale} is not finite")
+        raise BadWeights(f"{name}: scale {scale} is not finite")
     return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha

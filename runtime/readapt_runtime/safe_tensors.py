@@ -39,6 +39,7 @@ from readapt_api.errors import Terminal, Transient
 from readapt_runtime.recycled_memory import ADAPTER_MEMORY
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PACKED = ("I", "U", "F8", "F4")
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*(\.[A-Za-z0-9_\-]+)*")
@@ -48,7 +49,7 @@ _OS_ERROR = re.compile(r"\(os error (?P<number>\d+)\)")
 _FINITE_BLOCK = 1 << 22
 _READ_BLOCK = 1 << 21
 """Elements."""
-_ALIGNMENT = 8
+ALIGNMENT = 8
 """Bytes; of every element that may be stored."""
 
 
@@ -108,9 +109,7 @@ class TensorFile:
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor as stored: its shape and dtype, finite. Raises BadWeights, FileChanged."""
-        info = self.infos.get(name)
-        if info is None:
-            raise BadWeights(f"{self.path.name}: no tensor {name}")
+        info = self._info(name)
         raw = torch.empty(info.end - info.begin, dtype=torch.uint8)
         _read_into(self._descriptor, raw.numpy().data, info.begin, self.path.name)
         tensor = raw.view(info.dtype).reshape(info.shape)
@@ -121,7 +120,7 @@ class TensorFile:
         """The whole file, once. Raises FileChanged."""
         infos = tuple(self.infos.values())
         start, size = (infos[0].begin, infos[-1].end) if infos else (0, 0)
-        pad = -start % _ALIGNMENT
+        pad = -start % ALIGNMENT
         raw = ADAPTER_MEMORY.allocate(pad + size)[pad:]
         _read_into(self._descriptor, raw.numpy().data, 0, self.path.name)
         return Data(self.path.name, infos, raw)
@@ -132,9 +131,7 @@ class TensorFile:
         No copy of the tensor is made: bytes that need no conversion go from the file into ``out``. The values are
         finite, before and after conversion. Raises BadWeights, FileChanged.
         """
-        info = self.infos.get(name)
-        if info is None:
-            raise BadWeights(f"{self.path.name}: no tensor {name}")
+        info = self._info(name)
         if tuple(out.shape) != info.shape:
             raise ValueError(f"{name} of {list(info.shape)} has no place in {list(out.shape)}")
         direct = out.dtype == info.dtype and out.device.type == "cpu"
@@ -154,9 +151,7 @@ class TensorFile:
         A vector is a matrix of one column. Whole rows pass through a block of some megabytes; all that is read is
         finite. Raises BadWeights, FileChanged.
         """
-        info = self.infos.get(name)
-        if info is None:
-            raise BadWeights(f"{self.path.name}: no tensor {name}")
+        info = self._info(name)
         width = math.prod(info.shape[1:])
         if (row + out.shape[0]) * width > info.elements or column + out.shape[1] > width:
             raise ValueError(f"{name} of {list(info.shape)} has no {list(out.shape)} at {row}, {column}")
@@ -169,18 +164,30 @@ class TensorFile:
             place.copy_(block[:, column : column + out.shape[1]])
             require_finite(place, f"{self.path.name}: {name} as {out.dtype}")
 
-    def read_bytes(self, name: str) -> bytes:
-        """The tensor's bytes as they are. Raises BadWeights, FileChanged."""
-        info = self.infos.get(name)
-        if info is None:
+    def read_block(self, name: str, start: int, out: torch.Tensor) -> None:
+        """Fills ``out`` [k], contiguous and in the tensor's own dtype, with its elements from ``start`` on.
+
+        For readers that look at every value anyway: what is read may be NaN. Raises BadWeights, FileChanged.
+        """
+        info = self._info(name)
+        if start + out.numel() > info.elements or out.dtype != info.dtype:
+            raise ValueError(f"{name} of {list(info.shape)} has no {out.numel()} {out.dtype} from {start} on")
+        at = info.begin + start * info.dtype.itemsize
+        _read_into(self._descriptor, out.view(torch.uint8).numpy().data, at, self.path.name)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _info(self, name: str) -> TensorInfo:
+        if name not in self.infos:
             raise BadWeights(f"{self.path.name}: no tensor {name}")
-        return _read_exactly(self._descriptor, info.end - info.begin, info.begin, self.path.name)
+        return self.infos[name]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        os.close(self._descriptor)
+        self.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +207,7 @@ class Data:
     def hollow(self) -> frozenset[str]:
         """Tensors that begin with zeros, as those in a hole of the file do."""
         content = self.content
-        heads = {info.name: content[info.begin : min(info.end, info.begin + _ALIGNMENT)] for info in self.infos}
+        heads = {info.name: content[info.begin : min(info.end, info.begin + ALIGNMENT)] for info in self.infos}
         return frozenset(name for name, head in heads.items() if not any(head))
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -236,40 +243,38 @@ class Checkpoint:
                     raise BadWeights(f"{INDEX_FILE} and {shard} disagree about tensor {odd}")
                 self._files |= dict.fromkeys(file.infos, file)
             self._stack = stack.pop_all()
-
-    @property
-    def infos(self) -> Mapping[str, TensorInfo]:
+        self.infos: Mapping[str, TensorInfo] = {name: file.infos[name] for name, file in self._files.items()}
         """Every tensor of the checkpoint, by name."""
-        return {name: file.infos[name] for name, file in self._files.items()}
 
     def read(self, name: str) -> torch.Tensor:
         """See ``TensorFile.read``."""
-        if name not in self._files:
-            raise BadWeights(f"{self.folder.name}: no tensor {name}")
-        return self._files[name].read(name)
+        return self._file(name).read(name)
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """See ``TensorFile.read_into``."""
-        if name not in self._files:
-            raise BadWeights(f"{self.folder.name}: no tensor {name}")
-        self._files[name].read_into(name, out)
+        self._file(name).read_into(name, out)
 
     def read_window(self, name: str, out: torch.Tensor, row: int, column: int) -> None:
         """See ``TensorFile.read_window``."""
-        if name not in self._files:
-            raise BadWeights(f"{self.folder.name}: no tensor {name}")
-        self._files[name].read_window(name, out, row, column)
+        self._file(name).read_window(name, out, row, column)
 
-    def read_bytes(self, name: str) -> bytes:
-        """See ``TensorFile.read_bytes``."""
-        if name not in self._files:
-            raise BadWeights(f"{self.folder.name}: no tensor {name}")
-        return self._files[name].read_bytes(name)
+    def read_block(self, name: str, start: int, out: torch.Tensor) -> None:
+        """See ``TensorFile.read_block``."""
+        self._file(name).read_block(name, start, out)
+
+    def file_of(self, name: str) -> str:
+        """The name of the file that a tensor lies in."""
+        return self._file(name).path.name
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor, in the order of the files, so that disks read forwards."""
         for name, file in self._files.items():
             yield name, file.read(name)
+
+    def _file(self, name: str) -> TensorFile:
+        if name not in self._files:
+            raise BadWeights(f"{self.folder.name}: no tensor {name}")
+        return self._files[name]
 
     def __enter__(self) -> Self:
         return self
@@ -410,7 +415,8 @@ def _info(file: str, key: str, value: object, data: int, limits: Limits) -> Tens
         raise BadWeights(f"{file}: {key}: not a tensor's description")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise BadWeights(f"{file}: {key}: dtype {str(dtype)[:16]}; allowed are {', '.join(DTYPES)}")
+        packed = " (quantised or packed weights are not read)" if str(dtype).startswith(_PACKED) else ""
+        raise BadWeights(f"{file}: {key}: dtype {str(dtype)[:16]}; allowed are {', '.join(DTYPES)}{packed}")
     if not _are_sizes(shape) or len(shape) > limits.dimensions or not _are_sizes(offsets) or len(offsets) != 2:
         raise BadWeights(f"{file}: {key}: impossible shape or offsets")
     if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:

@@ -36,7 +36,7 @@ def source(**change: Any) -> tuple[FetchSource, ...]:
 
 def test_hash_is_that_of_contract_algorithm_and_request() -> None:
     request = {"kind": "drift", "oldBase": A, "newBase": B, "rank": 32}
-    text = json.dumps({"algorithm": 1, "contract": 1, "request": request}, sort_keys=True, separators=(",", ":"))
+    text = json.dumps({"algorithm": 2, "contract": 1, "request": request}, sort_keys=True, separators=(",", ":"))
 
     assert DRIFT.input_hash == f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
@@ -75,6 +75,8 @@ def test_drift_depends_on(change: dict[str, Any]) -> None:
         {"checkpoint": C},
         {"energy": "0.9"},
         {"energy": None, "fixed_rank": 8},
+        {"energy": None, "relative_error": "0.3"},
+        {"energy": None, "budget": 1000},
         {"max_rank": 32},
         {"target_modules": ("q_proj",)},
         {"data": D},
@@ -130,7 +132,7 @@ def test_grouping_does_not_change_an_items_hash() -> None:
 @pytest.mark.parametrize("request_", [FETCH, DRIFT, EXTRACT], ids=lambda request: request.kind.value)
 def test_new_algorithm_or_contract_is_new_work(request_: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before = request_.input_hash
-    monkeypatch.setitem(jobs.ALGORITHM_VERSIONS, request_.kind.value, 2)
+    monkeypatch.setitem(jobs.ALGORITHM_VERSIONS, request_.kind.value, 9)
     algorithm = request_.input_hash
     monkeypatch.setattr(jobs, "CONTRACT_VERSION", 2)
 

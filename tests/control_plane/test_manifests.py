@@ -17,6 +17,8 @@ pytestmark = pytest.mark.control_plane
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = {"uri": "pvc://models/full", "baseVersion": "v1"}
 INPUTS = {"uri": "pvc://models/inputs.jsonl"}
+RANKS = {"relativeError": "0.3", "budget": 1}
+ONE_RANK = "exactly one of fixed, energy, relativeError and budget must be set"
 LABEL_OF_41 = "a" * 41
 URI_WANTED = "should match '^pvc://"
 
@@ -128,17 +130,59 @@ ADAPTERS = [
     Row(
         "both ranks",
         {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"fixed": 8, "energy": "0.9"}}}},
-        "exactly one of fixed and energy must be set",
+        ONE_RANK,
+    ),
+    Row(
+        "all ranks",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {**RANKS, "fixed": 8, "energy": "0.9"}}}},
+        ONE_RANK,
     ),
     Row(
         "no rank",
         {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {}}}},
-        "exactly one of fixed and energy must be set",
+        ONE_RANK,
+    ),
+    Row("relative error", {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"relativeError": "0.3"}}}}),
+    Row(
+        "relative error of one",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"relativeError": "1.0"}}}},
+        "relativeError must be above 0 and below 1",
     ),
     Row(
-        "rank by budget comes later",
-        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"budget": 1}}}},
-        "unknown field",
+        "relative error of zero",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"relativeError": "0"}}}},
+        "relativeError must be above 0 and below 1",
+    ),
+    Row(
+        "relative error as a number",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"relativeError": 0.3}}}},
+        "must be of type string",
+    ),
+    Row("budget", {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"budget": 1 << 40}}}}),
+    Row(
+        "budget of nothing",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"budget": 0}}}},
+        "should be greater than or equal to 1",
+    ),
+    Row(
+        "budget without end",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"budget": (1 << 40) + 1}}}},
+        "should be less than or equal to 1099511627776",
+    ),
+    Row(
+        "budget as a share",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"budget": "0.5"}}}},
+        "must be of type integer",
+    ),
+    Row(
+        "budget beside a rank",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"budget": 1, "fixed": 8}}}},
+        ONE_RANK,
+    ),
+    Row(
+        "two targets",
+        {"spec.source": {"checkpoint": {**CHECKPOINT, "rank": {"relativeError": "0.3", "energy": "0.9"}}}},
+        ONE_RANK,
     ),
     Row(
         "energy of zero",
@@ -251,6 +295,7 @@ ADAPTER_UPDATES = [
 CHECKPOINT_UPDATES = [
     Row("base version changes", {"spec.source.checkpoint.baseVersion": "v2"}, "baseVersion is immutable"),
     Row("rank changes", {"spec.source.checkpoint.rank.energy": "0.9"}, "rank is immutable"),
+    Row("rank becomes a budget", {"spec.source.checkpoint.rank": {"budget": 1000}}, "rank is immutable"),
     Row("rank becomes fixed", {"spec.source.checkpoint.rank": {"fixed": 8}}, "rank is immutable"),
     Row("largest rank changes", {"spec.source.checkpoint.maxRank": 32}, "maxRank is immutable"),
     Row("modules change", {"spec.source.checkpoint.targetModules": ["q_proj"]}, "targetModules is immutable"),

@@ -32,12 +32,24 @@ class Rank(Contract):
 
     model_config = ConfigDict(
         json_schema_extra=bounds.cel(
-            ("has(self.fixed) != has(self.energy)", "exactly one of fixed and energy must be set")
+            (
+                "[has(self.fixed), has(self.energy), has(self.relativeError), has(self.budget)]"
+                ".filter(given, given).size() == 1",
+                "exactly one of fixed, energy, relativeError and budget must be set",
+            )
         )
     )
     fixed: bounds.LoraRank | None = None
     energy: bounds.Energy | None = Field(
         default=None, description="Share of the squared norm of the weight difference to keep, above 0 and at most 1."
+    )
+    relative_error: bounds.RelativeError | None = Field(
+        default=None,
+        description="Norm of what a module's factors miss, over that of its weight difference, above 0 and below 1.",
+    )
+    budget: bounds.Budget | None = Field(
+        default=None,
+        description="Parameters of the whole adapter, rank x (in + out) summed over its modules; the modules compete.",
     )
 
 

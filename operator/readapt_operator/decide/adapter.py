@@ -207,6 +207,8 @@ def native_variant_is_there(at: AdapterPass) -> AdapterPass:
         checkpoint=at.records.source_digest or "",
         fixed_rank=source.rank.fixed,
         energy=source.rank.energy,
+        relative_error=source.rank.relative_error,
+        budget=source.rank.budget,
         max_rank=min(source.max_rank, at.base.spec.serving.max_rank),
         target_modules=source.target_modules,
         data=_gate_data(at),

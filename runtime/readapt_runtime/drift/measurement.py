@@ -6,15 +6,18 @@ factors. One tensor of each side is in memory at a time.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from readapt_api.jobs import DRIFT_RANK
-from readapt_runtime.difference import CheckpointPair, Difference
+from readapt_runtime.difference import Change, CheckpointPair
+from readapt_runtime.directions import leading_directions
 from readapt_runtime.drift.folder import DriftReport, ModuleDrift, write_drift
-from readapt_runtime.lowrank import LowRank, decompose
+from readapt_runtime.lowrank import Decomposition, LowRank
 from readapt_runtime.progress import Log
+from readapt_runtime.rest import Rest
 from readapt_runtime.threads import fitting_threads
 
 
@@ -28,37 +31,40 @@ class DriftSummary:
     modules: int
 
 
-def measure(old: Path, new: Path, out: Path, log: Log, rank: int = DRIFT_RANK) -> DriftSummary:
-    """Writes the drift old -> new into ``out``. Raises DifferentModels, BadWeights, UnsupportedModel."""
+def measure(
+    old: Path, new: Path, out: Path, log: Log, rank: int = DRIFT_RANK, device: torch.device | None = None
+) -> DriftSummary:
+    """Writes the drift old -> new into ``out``.
+
+    Raises DifferentModels, UnknownVocabulary, BadWeights, UnsupportedModel.
+    """
     modules: dict[str, ModuleDrift] = {}
     factors: dict[str, LowRank] = {}
-    with CheckpointPair(old, new) as pair, fitting_threads(pair.largest):
-        for done, name in enumerate(pair.shapes):
-            modules[name], found = _measure_module(pair.linear(name), rank)
+    with CheckpointPair(old, new, device) as pair, fitting_threads(pair.largest):
+        rest = Rest(pair)
+        for done, (name, change, found) in enumerate(leading_directions(pair, list(pair.shapes), rank), start=1):
+            modules[name] = _module_drift(change, found)
             if found is not None:
-                factors[name] = found
-            log.progress((done + 1) / len(pair.shapes), f"drift of {name}")
-        others = (pair.other(name) for name in pair.others)
-        rest = {d.name: d.norm / d.old_norm if d.old_norm else 1.0 for d in others if d.norm}
-    report = _report(modules, rest, rank)
+                kept = found.factors(rank)
+                factors[name] = LowRank(kept.left.cpu(), kept.right.cpu())
+            log.progress(done / len(pair.shapes), f"drift of {name}")
+        others = [rest.measure(name) for name in rest.names]
+    report = _report(modules, {change.name: change.relative for change in others if change.norm}, rank)
     write_drift(out, report, factors)
     return DriftSummary(report.relative_norm, report.captured_energy, len(factors), len(modules))
 
 
-def _measure_module(change: Difference, rank: int) -> tuple[ModuleDrift, LowRank | None]:
-    if change.norm == 0.0:
-        still = ModuleDrift(norm=0.0, base_norm=change.old_norm, captured_energy=1.0, rank=0, iterations=0)
-        return still, None
-    found = decompose(change.delta, rank, seed=zlib.crc32(change.name.encode()))
+def _module_drift(change: Change, found: Decomposition | None) -> ModuleDrift:
+    if found is None:
+        return ModuleDrift(norm=0.0, base_norm=change.old_norm, captured_energy=1.0, rank=0, iterations=0)
     kept = float(found.s.double().square().sum())
-    moved = ModuleDrift(
+    return ModuleDrift(
         norm=change.norm,
         base_norm=change.old_norm,
         captured_energy=min(kept / change.norm**2, 1.0),
         rank=found.s.numel(),
         iterations=found.iterations,
     )
-    return moved, found.factors(rank)
 
 
 def _report(modules: dict[str, ModuleDrift], rest: dict[str, float], rank: int) -> DriftReport:

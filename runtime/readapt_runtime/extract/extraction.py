@@ -1,42 +1,36 @@
 """From two checkpoints to an adapter, tensor by tensor.
 
 In: a base and a full fine-tuned checkpoint of it. Out: a folder with the adapter, ``sidecar.safetensors`` and
-``report.json``. Next: the Job publishes it as a variant. Per module: the difference in float32 with its exact norm,
-its leading singular directions, an even split into B and A; then, on the files as written, the error that is left.
+``report.json``. Next: the Job publishes it as a variant. Per module: the difference in float32 with its exact norm and
+its leading singular directions (``directions``), kept on disk until the policy has seen all modules; then the adapter,
+what no adapter can hold, and, on the files as written, the error that is left.
 """
 
 from __future__ import annotations
 
-import math
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from readapt_api.errors import Terminal
-from readapt_runtime.difference import CheckpointPair, Difference, frobenius
-from readapt_runtime.extract.ranks import Choice, RankPolicy
-from readapt_runtime.extract.report import ExtractReport, ModuleReport, SidecarReport
-from readapt_runtime.extract.sidecar import why_not_lora, write_sidecar
-from readapt_runtime.lora_format import LoraAdapter, LoraModule, read_adapter, write_adapter
-from readapt_runtime.lowrank import decompose
+from readapt_runtime.difference import Change, CheckpointPair
+from readapt_runtime.directions import leading_directions
+from readapt_runtime.extract.merged_base import MERGED_BASE, write_merged_base
+from readapt_runtime.extract.ranks import Choice, RankPolicy, Spectrum
+from readapt_runtime.extract.report import Extracted, ExtractReport, Findings, make_report
+from readapt_runtime.extract.sidecar import write_sidecar
+from readapt_runtime.extract.spool import Spool, open_spool
+from readapt_runtime.extract.verification import verify
+from readapt_runtime.lora_format import LoraModule, write_adapter_stream
 from readapt_runtime.progress import Log
+from readapt_runtime.rest import Rest
 from readapt_runtime.threads import fitting_threads
-
-_ROWS = 256
-_TOLERANCE = 2e-3
-"""Of the measured relative error against the one that the kept energy promises."""
-_LOUD_SHARE = 0.01
 
 
 class NothingToExtract(Terminal):
     """No linear module that may become LoRA differs between the two checkpoints."""
-
-
-class ExtractionFailed(Terminal):
-    """The factors that were written do not approximate the difference as they should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,141 +43,95 @@ class Extraction:
 
 
 @dataclass(frozen=True, slots=True)
-class _Module:
-    """One extracted module before it is verified."""
+class Options:
+    """How to extract, beside the rank policy."""
 
-    change: Difference
-    choice: Choice
-    spectrum: tuple[float, ...]
-    iterations: int
-    factors: LoraModule
+    device: torch.device | None = None
+    """None: the CPU."""
+    merged_base: bool = False
+    """Write a base with everything in it that is not in the adapter."""
 
 
-def extract(base: Path, finetuned: Path, out: Path, policy: RankPolicy, log: Log) -> Extraction:
-    """Writes adapter, sidecar and report into ``out``.
+def extract(
+    base: Path, finetuned: Path, out: Path, policy: RankPolicy, log: Log, options: Options = Options()
+) -> Extraction:
+    """Writes adapter, sidecar and report into ``out``, and with ``options.merged_base`` a folder of that name.
 
-    Raises DifferentModels, BadWeights, UnsupportedModel for the inputs, NothingToExtract when there is no change that
-    LoRA can carry, ExtractionFailed when the written factors are not as good as their singular values say.
+    Raises DifferentModels, UnknownVocabulary, BadWeights, UnsupportedModel for the inputs, BadPolicy for a budget that
+    is too small, NothingToExtract when there is no change that LoRA can carry, ExtractionFailed when the written
+    factors are not as good as their singular values say.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with CheckpointPair(base, finetuned) as pair, fitting_threads(pair.largest):
+    with (
+        CheckpointPair(base, finetuned, options.device) as pair,
+        fitting_threads(pair.largest),
+        open_spool(out) as spool,
+    ):
         targeted = [name for name in pair.shapes if policy.targets_module(name)]
         if not targeted:
             raise NothingToExtract(f"target modules {', '.join(policy.targets)} name no linear module of the base")
-        modules = _decompose_all(pair, targeted, policy, log)
-        if not modules:
+        beside = _measure_beside(pair, targeted)
+        found = _decompose(pair, targeted, policy, spool, log)
+        if not found:
             raise NothingToExtract(f"none of {len(targeted)} linear modules differs from the base")
-        adapter = LoraAdapter({name: module.factors for name, module in modules.items()})
-        write_adapter(out, adapter, base.name)
-        sidecar = _left_over(pair, targeted)
-        write_sidecar(out, pair.new, list(sidecar))
-        errors = dict(_verify(pair, out, modules, log))
-    report = _report(modules, errors, sidecar, unchanged=len(targeted) - len(modules), rank=adapter.rank)
+        choices = policy.choose({name: module.spectrum for name, module in found.items()})
+        _write_adapter(out, pair, choices, spool, base.name)
+        write_sidecar(out, pair.new, [change.name for change in beside.changes if change.norm])
+        extracted = {name: module.chosen(choices[name]) for name, module in found.items()}
+        errors = dict(verify(out, pair, extracted, log))
+        if options.merged_base:
+            write_merged_base(out / MERGED_BASE, pair, targeted)
+    report = make_report(extracted, errors, beside, policy)
     for warning in report.warnings:
         log.warning("extraction", message=warning)
     report.write(out)
-    return Extraction(out, adapter.rank, report)
+    return Extraction(out, report.rank, report)
 
 
-def _decompose_all(pair: CheckpointPair, names: list[str], policy: RankPolicy, log: Log) -> dict[str, _Module]:
-    modules: dict[str, _Module] = {}
-    for done, name in enumerate(names):
-        change = pair.linear(name)
-        if change.norm > 0:
-            modules[name] = _decompose_one(name, change, policy)
-        log.progress(0.7 * (done + 1) / len(names), f"extracting {name}")
-    return modules
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One changed module whose rank is not decided yet."""
+
+    change: Change
+    spectrum: Spectrum
+    iterations: int
+
+    def chosen(self, choice: Choice) -> Extracted:
+        return Extracted(self.change, self.spectrum, choice, self.iterations)
 
 
-def _decompose_one(name: str, change: Difference, policy: RankPolicy) -> _Module:
-    found = decompose(change.delta, policy.computed, seed=zlib.crc32(name.encode()))
-    choice = policy.choose(found.s, change.norm)
-    factors = found.factors(choice.rank)
-    module = LoraModule(name, a=factors.right.contiguous(), b=factors.left.contiguous(), scale=1.0)
-    shares = (found.s.double().square().cumsum(0) / change.norm**2).clamp_max(1.0)
-    spectrum = tuple(round(share, 6) for share in shares.tolist())
-    return _Module(change.without_delta(), choice, spectrum, found.iterations, module)
+def _decompose(
+    pair: CheckpointPair, targeted: Sequence[str], policy: RankPolicy, spool: Spool, log: Log
+) -> dict[str, _Found]:
+    """The changed modules, in the order of the base; their factors go to ``spool``."""
+    found: dict[str, _Found] = {}
+    for done, (name, change, directions) in enumerate(leading_directions(pair, targeted, policy.computed), start=1):
+        if directions is not None:
+            spool.put(name, directions.factors(policy.computed))
+            spectrum = Spectrum(pair.shapes[name], directions.s.cpu(), change.norm)
+            found[name] = _Found(change, spectrum, directions.iterations)
+        log.progress(0.7 * done / len(targeted), f"extracting {name}")
+    return {name: found[name] for name in targeted if name in found}
 
 
-def _left_over(pair: CheckpointPair, targeted: list[str]) -> dict[str, SidecarReport]:
-    """Every changed tensor that is not in the adapter; its share is filled in by the report."""
-    left = {
-        name: SidecarReport(reason=why_not_lora(name), norm=pair.other(name).norm, share=0.0) for name in pair.others
-    }
-    for module in set(pair.shapes) - set(targeted):
-        change = pair.linear(module)
-        left[change.name] = SidecarReport(reason="not among the target modules", norm=change.norm, share=0.0)
-    return {name: left[name] for name in sorted(left) if left[name].norm > 0}
+def _write_adapter(
+    out: Path, pair: CheckpointPair, choices: Mapping[str, Choice], spool: Spool, base_name: str
+) -> None:
+    ranks = {name: choice.rank for name, choice in choices.items() if choice.rank}
+    write_adapter_stream(out, ranks, pair.shapes, _modules(ranks, spool), base_name)
 
 
-def _verify(pair: CheckpointPair, out: Path, modules: dict[str, _Module], log: Log) -> Iterator[tuple[str, float]]:
-    """(module, ‖ΔW - B A‖ / ‖ΔW‖), from the files as written and the checkpoints read once more."""
-    written = read_adapter(out, pair.shapes)
-    for done, (name, module) in enumerate(modules.items()):
-        error = _residual(pair.linear(name).delta, written.modules[name]) / module.change.norm
-        promised = max(0.0, 1.0 - module.choice.energy) ** 0.5
-        if abs(error - promised) > _TOLERANCE:
-            raise ExtractionFailed(f"{name}: relative error {error:.4f}, its singular values promise {promised:.4f}")
-        log.progress(0.7 + 0.3 * (done + 1) / len(modules), f"verifying {name}")
-        yield name, error
+def _modules(ranks: Mapping[str, int], spool: Spool) -> Iterable[LoraModule]:
+    for name, rank in ranks.items():
+        factors = spool.get(name, rank)
+        yield LoraModule(name, a=factors.right, b=factors.left, scale=1.0)
 
 
-def _residual(delta: torch.Tensor, module: LoraModule) -> float:
-    """‖ΔW - s·B A‖_F, some rows at a time: the product of the factors is never held as a whole."""
-    squares = 0.0
-    for at in range(0, delta.shape[0], _ROWS):
-        rows = slice(at, at + _ROWS)
-        squares += frobenius(torch.addmm(delta[rows], module.b[rows], module.a, alpha=-module.scale)) ** 2
-    return math.sqrt(squares)
-
-
-def _report(
-    modules: dict[str, _Module], errors: dict[str, float], sidecar: dict[str, SidecarReport], unchanged: int, rank: int
-) -> ExtractReport:
-    linear = sum(m.change.norm**2 for m in modules.values())
-    beside = sum(s.norm**2 for s in sidecar.values())
-    kept = sum(m.choice.energy * m.change.norm**2 for m in modules.values())
-    residual = sum((errors[name] * m.change.norm) ** 2 for name, m in modules.items())
-    shares = {n: s.model_copy(update={"share": s.norm**2 / (linear + beside)}) for n, s in sidecar.items()}
-    reports = {name: _module_report(module, errors[name]) for name, module in modules.items()}
-    return ExtractReport(
-        rank=rank,
-        norm=(linear + beside) ** 0.5,
-        energy=kept / (linear + beside),
-        sidecar_share=beside / (linear + beside),
-        relative_error=(residual / linear) ** 0.5,
-        modules=reports,
-        sidecar=shares,
-        unchanged=unchanged,
-        warnings=tuple(_warnings(reports, shares)),
-    )
-
-
-def _module_report(module: _Module, error: float) -> ModuleReport:
-    change, choice, factors = module.change, module.choice, module.factors
-    return ModuleReport(
-        shape=(factors.b.shape[0], factors.a.shape[1]),
-        rank=choice.rank,
-        norm=change.norm,
-        relative_norm=change.norm / change.old_norm if change.old_norm else 1.0,
-        energy=choice.energy,
-        spectrum=module.spectrum,
-        relative_error=error,
-        capped=choice.capped,
-        iterations=module.iterations,
-    )
-
-
-def _warnings(modules: dict[str, ModuleReport], sidecar: dict[str, SidecarReport]) -> Iterator[str]:
-    capped = [name for name, module in modules.items() if module.capped]
-    if capped:
-        worst = min(capped, key=lambda name: modules[name].energy)
-        yield (
-            f"the maximum rank keeps {len(capped)} of {len(modules)} modules below the energy that was asked for; "
-            f"the least is {modules[worst].energy:.1%} in {worst}"
-        )
-    if sidecar:
-        share = sum(s.share for s in sidecar.values())
-        loud = sorted((n for n, s in sidecar.items() if s.share >= _LOUD_SHARE), key=lambda n: -sidecar[n].share)
-        named = f", most of it in {', '.join(loud[:3])}" if loud else ""
-        yield f"{len(sidecar)} changed tensors are not in the adapter and hold {share:.2%} of the change{named}"
+def _measure_beside(pair: CheckpointPair, targeted: Sequence[str]) -> Findings:
+    """Everything that is not among the targeted modules."""
+    rest = Rest(pair)
+    changes = [rest.measure(name) for name in rest.names]
+    for module in sorted(set(pair.shapes) - set(targeted)):
+        changes.append(pair.subtract(module, torch.empty(pair.shapes[module], device=pair.device)))
+    unchanged = [f"{name}.weight" for name in targeted]
+    return Findings(changes, unchanged, rest.copies, pair.unlike)

@@ -23,7 +23,8 @@ from readapt_runtime.adapt.data import Splits, read_splits
 from readapt_runtime.adapt.measure import Measure
 from readapt_runtime.adapt.share import Share
 from readapt_runtime.adapt.suitability import require_room
-from readapt_runtime.extract import EXTRACT_REPORT, Extraction, RankPolicy, extract
+from readapt_runtime.device import choose_device
+from readapt_runtime.extract import EXTRACT_REPORT, Extraction, Options, RankPolicy, extract
 from readapt_runtime.extract.sidecar import SIDECAR_WEIGHTS
 from readapt_runtime.lora_format import base_shapes, read_adapter
 from readapt_runtime.probe_file import write_probe
@@ -54,11 +55,14 @@ def run(request: ExtractRequest, store: Store, log: Log) -> Outcome:
     policy = RankPolicy(
         request.fixed_rank,
         None if request.energy is None else float(request.energy),
+        None if request.relative_error is None else float(request.relative_error),
+        request.budget,
         request.max_rank,
         request.target_modules,
     )
     with store.stage() as folder:
-        found = extract(inputs.base.path, inputs.checkpoint.path, folder, policy, Share(log, 0.0, 0.5))
+        options = Options(choose_device("auto"))
+        found = extract(inputs.base.path, inputs.checkpoint.path, folder, policy, Share(log, 0.0, 0.5), options)
         gating = Share(log, 0.5, 0.5)
         seen = None if inputs.splits is None else _gate(request, inputs, inputs.splits, folder, store, gating)
         rung = None if seen is None else _rung(request, seen, found, time.monotonic() - started)

@@ -1,10 +1,10 @@
 """One factored low-rank algebra for extraction, drift, re-adaptation and folding.
 
-factors.py    LowRank: a matrix kept as left @ right, and what can be done to it without ever multiplying it out
-decompose.py  a dense matrix -> LowRank by randomized SVD
+factors.py        LowRank: a matrix kept as left @ right, and what can be done to it without ever multiplying it out
+decomposition.py  dense matrices -> their leading singular directions; krylov.py: the subspaces they are found in
 """
 
-from readapt_runtime.lowrank.decomposition import Decomposition, decompose
+from readapt_runtime.lowrank.decomposition import Decomposition, decompose, decompose_all
 from readapt_runtime.lowrank.factors import (
     LowRank,
     NotFinite,
@@ -25,6 +25,7 @@ __all__ = [
     "NotFinite",
     "add",
     "decompose",
+    "decompose_all",
     "energy",
     "inner",
     "norm",

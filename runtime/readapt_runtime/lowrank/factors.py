@@ -2,7 +2,8 @@
 
 In and out: ``LowRank`` values. No operation forms a product of the full size [m, n]; the largest intermediate is a
 factor. Inner products, norms and decompositions run in float64 on the factors, where they cost next to nothing, so
-that differences of nearly equal matrices keep their digits. Results are float32, or float64 when an input is.
+that differences of nearly equal matrices keep their digits. Results are float32, or float64 when an input is. What is
+no finite number gets no further than the constructor: NotFinite.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class NotFinite(Terminal):
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """The matrix ``left @ right`` of shape [m, n] and rank at most r; r may be 0 (the zero matrix)."""
+    """The matrix ``left @ right`` of shape [m, n] and rank at most r; r may be 0: zero. Raises NotFinite."""
 
     left: torch.Tensor  # [m, r]
     right: torch.Tensor  # [r, n]
@@ -28,6 +29,7 @@ class LowRank:
     def __post_init__(self) -> None:
         if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
             raise ValueError(f"factors {list(self.left.shape)} and {list(self.right.shape)} do not multiply")
+        require_finite(self.left, self.right)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,7 +72,7 @@ def norm(x: LowRank) -> float:
 
 
 def singular_values(x: LowRank) -> torch.Tensor:
-    """The min(m, r, n) leading singular values, descending, float64; the others are zero. Raises NotFinite."""
+    """The min(m, r, n) leading singular values, descending, float64; the others are zero."""
     core, _, _ = _core(x)
     return torch.linalg.svdvals(core) if core.numel() else core.new_zeros(0)
 
@@ -85,18 +87,21 @@ def energy(x: LowRank, rank: int) -> float:
 def recompress(x: LowRank, rank: int, input_moments: torch.Tensor | None = None) -> LowRank:
     """The best approximation of rank at most ``rank``, split evenly (QR of both factors, SVD of the small core).
 
-    With ``input_moments`` [n], the mean squares of the inputs, the error that is minimal is that of the outputs over
-    such inputs, E‖(x - x̂)·input‖², instead of ‖x - x̂‖². Raises NotFinite.
+    With ``input_moments``, the second moments E[input·inputᵀ] [n, n] of the inputs, the error that is minimal is that
+    of the outputs over such inputs, E‖(x - x̂)·input‖², instead of ‖x - x̂‖². [n] are mean squares, of inputs that do
+    not correlate. The even split is then that of x over whitened inputs. Raises NotFinite, ValueError for what cannot
+    be second moments.
     """
     if rank < 0:
         raise ValueError(f"rank {rank} is negative")
     if input_moments is None:
         u, s, vt = _svd(x)
         return _cast(split_symmetric(u[:, :rank], s[:rank], vt[:rank]), _result_dtype(x))
-    weights = _weights(input_moments, x.shape[1])
-    u, s, vt = _svd(LowRank(x.left.double(), x.right.double() * weights))
+    root = _root(input_moments, x.shape[1])
+    right = x.right.double()
+    u, s, vt = _svd(LowRank(x.left.double(), right * root if root.ndim == 1 else right @ root))
     best = split_symmetric(u[:, :rank], s[:rank], vt[:rank])
-    return _cast(LowRank(best.left, best.right / weights), _result_dtype(x))
+    return _cast(LowRank(best.left, _divide(best.right, root)), _result_dtype(x))
 
 
 def project(x: LowRank, columns: torch.Tensor | None = None, rows: torch.Tensor | None = None) -> LowRank:
@@ -130,7 +135,6 @@ def require_finite(*tensors: torch.Tensor) -> None:
 
 def _core(x: LowRank) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(core [a, b], ql [m, a], qr [n, b]) with x = ql @ core @ qr.T, in float64."""
-    require_finite(x.left, x.right)
     ql, rl = torch.linalg.qr(x.left.double())
     qr, rr = torch.linalg.qr(x.right.double().T)
     return rl @ rr.T, ql, qr
@@ -142,13 +146,38 @@ def _svd(x: LowRank) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return ql @ u, s, vt @ qr.T
 
 
-def _weights(moments: torch.Tensor, width: int) -> torch.Tensor:
+def _root(moments: torch.Tensor, width: int) -> torch.Tensor:
+    """R with R·Rᵀ = moments, float64: its diagonal [n] for mean squares [n], lower triangular [n, n] for a matrix.
+
+    A floor keeps the division back finite for inputs that were never active; they then cost next to nothing.
+    """
     require_finite(moments)
-    if moments.shape != (width,) or bool((moments < 0).any()):
-        raise ValueError(f"input moments must be {width} non-negative numbers")
-    mean = float(moments.double().mean())
-    # A floor keeps the division back finite for inputs that were never active; they then cost next to nothing.
-    return moments.double().clamp(min=1e-8 * mean if mean > 0 else 1.0).sqrt()
+    moments = moments.double()
+    if moments.shape == (width,) and not bool((moments < 0).any()):
+        return moments.clamp(min=1e-8 * _mean_or_one(moments)).sqrt()
+    if moments.shape == (width, width) and torch.allclose(moments, moments.T, rtol=1e-5, atol=0.0):
+        floor = 1e-6 * _mean_or_one(moments.diagonal())
+        root: torch.Tensor
+        root, failed = torch.linalg.cholesky_ex(moments + floor * torch.eye(width, dtype=moments.dtype))
+        if not bool(failed):
+            return root
+    raise ValueError(
+        f"input moments must be [{width}] mean squares or a positive semidefinite matrix [{width}, {width}], "
+        f"not {list(moments.shape)} of other numbers"
+    )
+
+
+def _mean_or_one(squares: torch.Tensor) -> float:
+    mean = float(squares.mean())
+    return mean if mean > 0 else 1.0
+
+
+def _divide(right: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+    """y with y·root = right."""
+    if root.ndim == 1:
+        return right / root
+    divided: torch.Tensor = torch.linalg.solve_triangular(root, right, upper=False, left=False)
+    return divided
 
 
 def _orthonormal(basis: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from readapt_api.digest import digest_path
 from readapt_api.errors import Terminal
 from readapt_api.serving import DesiredAdapter, DesiredSet
 from readapt_runtime.daemon_threads import DaemonThreads
+from readapt_runtime.device import choose_device
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.model.backends import Bounds
@@ -104,7 +105,7 @@ class Machinery:
 
 def build(options: Options) -> Machinery:
     """Raises Terminal for whatever is wrong with the base, or with an adapter folder that does not exist."""
-    device = _device(options.device)
+    device = choose_device(options.device)
     dtype = _dtype(options.dtype, device)
     with _stage("read config"):
         config = read_config(options.base)
@@ -157,16 +158,6 @@ def _base_digest(options: Options) -> Digest:
     if options.base_digest not in (None, found):
         raise BadOptions(f"{options.base} has the digest {found}, not --base-digest {options.base_digest}")
     return found
-
-
-def _device(wanted: str) -> torch.device:
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadOptions(f"--device {wanted}: {error}") from error
-    return device
 
 
 def _dtype(wanted: str, device: torch.device) -> torch.dtype:

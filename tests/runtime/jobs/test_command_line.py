@@ -18,7 +18,7 @@ from readapt_runtime.adapt import folders, repair, retention
 from readapt_runtime.cli import run
 from readapt_runtime.drift import command as drift_command
 from readapt_runtime.drift import read_drift
-from readapt_runtime.extract import extraction
+from readapt_runtime.extract import verification
 from readapt_runtime.out_folder import make_out
 
 _HELP = """
@@ -64,7 +64,7 @@ def test_drift_and_extract_print_one_object(sources: Path, tmp_path: Path, capsy
 def test_an_extract_that_fails_its_own_check_is_not_left_behind(
     sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(extraction, "_TOLERANCE", -1.0)
+    monkeypatch.setattr(verification, "_TOLERANCE", -1.0)
     folders = [
         "--base",
         str(sources / "v1"),

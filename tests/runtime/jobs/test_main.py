@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from readapt_api.adaptation import GateMode, Metric
 from readapt_api.artifacts import ArtifactKind, Origin
@@ -121,6 +122,41 @@ def test_an_extract_that_loses_too_much_is_recorded_and_not_published(
     assert set(bench.store.root.glob("artifacts/*")) == before
 
 
+@pytest.mark.parametrize(
+    ("rank", "largest"), [({"relative_error": "0.2"}, 8), ({"budget": 20_000}, 8), ({"fixed_rank": 4}, 8)], ids=str
+)
+def test_an_extract_gets_the_rank_that_was_asked_for(
+    bench: Any, extract_request: ExtractRequest, rank: dict[str, Any], largest: int
+) -> None:
+    """All policies reach the factors; what they come to is tested in ``extract``."""
+    given = {"fixed_rank": None, "energy": None, "data": None, "gate": GateSettings(mode=GateMode.SKIP)} | rank
+    ended = bench.run(extract_request.model_copy(update=given))
+    assert ended.code == 0, ended.summary.message
+    artifact = bench.store.open(ended.summary.outcomes[0].variant)
+    report = json.loads((artifact.path / "report.json").read_text())
+    policy = {key.replace("fixed_rank", "fixed"): float(value) for key, value in rank.items()}
+    assert report["policy"] == {**policy, "max_rank": 64}
+    assert artifact.manifest.rank == report["rank"] == largest
+    assert report["parameters"] <= rank.get("budget", 1 << 40)
+
+
+def test_an_extract_of_weights_that_are_no_numbers_publishes_nothing(
+    bench: Any, extract_request: ExtractRequest, sources: Path, tmp_path: Path
+) -> None:
+    """``fetch`` would have refused them; what was put into the store by other ways is refused here."""
+    folder = Path(shutil.copytree(sources / "checkpoint", tmp_path / "broken"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][5, 7] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    broken = bench.store.publish(ArtifactKind.CHECKPOINT, folder).digest
+    before = set(bench.store.root.glob("artifacts/*"))
+    skip = {"checkpoint": broken, "data": None, "gate": GateSettings(mode=GateMode.SKIP)}
+    ended = bench.run(extract_request.model_copy(update=skip))
+    assert (ended.code, ended.summary.reason) == (64, "BadWeights")
+    assert "model.layers.1.mlp.down_proj.weight: NaN or infinite values" in ended.summary.message
+    assert set(bench.store.root.glob("artifacts/*")) == before
+
+
 def test_an_extract_without_data_says_what_is_missing(bench: Any, extract_request: ExtractRequest) -> None:
     ended = bench.run(extract_request.model_copy(update={"data": None}))
     assert (ended.code, ended.summary.reason) == (64, "GateNeedsData")
@@ -181,7 +217,7 @@ def test_a_bug_is_logged_with_its_traceback_and_crashes(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("seven")
 
-    monkeypatch.setattr("readapt_runtime.drift.measurement.decompose", broken)
+    monkeypatch.setattr("readapt_runtime.directions.decompose_all", broken)
     ended = bench.run(drift_request)
     assert (ended.code, ended.summary.reason, ended.summary.message) == (70, "ZeroDivisionError", "seven")
     line = json.loads(capsys.readouterr().err.splitlines()[-1])
@@ -201,17 +237,17 @@ def test_a_missing_termination_log_does_not_fail_the_job(
 
 _STOPPED = """
 import os, signal, sys
-import readapt_runtime.drift.measurement as module
+import readapt_runtime.directions as module
 from readapt_runtime.jobs.main import run
 
-decompose, left = module.decompose, 3
+decompose, left = module.decompose_all, 3
 def then_stop(*args, **kwargs):
     global left
     left -= 1
     if left == 0:
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
     return decompose(*args, **kwargs)
-module.decompose = then_stop
+module.decompose_all = then_stop
 sys.exit(run(sys.argv[2:]))
 """
 
@@ -222,7 +258,13 @@ def test_a_stopped_job_leaves_no_artifact_and_the_next_one_the_same_digest(
 ) -> None:
     (bench.folder / "request.json").write_text(json.dumps(drift_request.to_wire()))
     before = set(bench.store.root.glob("artifacts/*"))
-    arguments = ["drift", "--request", str(bench.folder / "request.json"), "--store", str(bench.store.root)]
+    arguments = [
+        "drift",
+        "--request",
+        str(bench.folder / "request.json"),
+        "--store",
+        str(bench.store.root),
+    ]
     message = tmp_path / "stopped"
     command = [sys.executable, "-c", _STOPPED, name, *arguments, *_to(message)]
     assert subprocess.run(command, check=False, capture_output=True).returncode == code

@@ -125,6 +125,43 @@ def test_weighted_recompression_is_the_best_for_the_outputs(x: LowRank, rank: in
     assert float(error) == pytest.approx(float(best), abs=3e-6 * max(float(weighted.norm()), 1e-30))
 
 
+@quick
+@given(matrices(), st.integers(1, 6), st.integers(1, 12), st.integers(0, 10_000))
+def test_correlated_inputs_are_weighed_by_all_their_second_moments(x: LowRank, rank: int, seen: int, seed: int) -> None:
+    """Against the dense optimum over the very inputs, fewer of them than there are channels among the cases."""
+    inputs = torch.randn(x.shape[1], seen, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    outputs = dense(x) @ inputs
+    best = torch.linalg.svdvals(outputs)[rank:].square().sum().sqrt()
+    error = (outputs - dense(recompress(x, rank, inputs @ inputs.T)) @ inputs).norm()
+    assert float(error) == pytest.approx(float(best), abs=2e-3 * max(float(outputs.norm()), 1e-30))
+
+
+@quick
+@given(matrices(), st.integers(1, 6), st.integers(0, 10_000))
+def test_uncorrelated_inputs_are_their_mean_squares(x: LowRank, rank: int, seed: int) -> None:
+    moments = torch.rand(x.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.01
+    errors = [
+        float(((dense(x) - dense(recompress(x, rank, form))) * moments.sqrt()).norm())
+        for form in (moments, torch.diag(moments))
+    ]
+    assert errors[0] == pytest.approx(errors[1], abs=1e-5 * max(float(dense(x).norm()), 1e-30))
+
+
+MOMENTS = {
+    "negative": torch.tensor([1.0, -1.0, 1.0]),
+    "too few": torch.ones(2),
+    "of another width": torch.eye(2),
+    "not symmetric": torch.triu(torch.ones(3, 3)),
+    "not positive": torch.tensor([[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
+}
+
+
+@pytest.mark.parametrize("moments", MOMENTS.values(), ids=MOMENTS.keys())
+def test_what_no_inputs_can_have_is_no_second_moment(moments: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"input moments must be \[3\] mean squares"):
+        recompress(LowRank(torch.ones(3, 2), torch.ones(2, 3)), 1, moments)
+
+
 def test_inputs_that_never_occur_cost_nothing_and_break_nothing() -> None:
     x = LowRank(torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64))
     kept = dense(recompress(x, 2, torch.tensor([1.0, 1.0, 0.0, 0.0])))
@@ -146,12 +183,26 @@ def test_projection_keeps_what_lies_in_the_spans_and_nothing_else(x: LowRank, k:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_not_finite_are_refused(value: float) -> None:
-    left, right = torch.ones(3, 2), torch.ones(2, 3)
-    right[1, 2] = value
-    for use in (norm, singular_values, lambda x: recompress(x, 1), lambda x: energy(x, 1)):
-        with pytest.raises(NotFinite):
-            use(LowRank(left, right))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_that_are_not_finite_are_refused(value: float, dtype: torch.dtype) -> None:
+    whole = torch.ones(3, 2, dtype=dtype)
+    broken = whole.clone()
+    broken[1, 1] = value
+    for left, right in ((broken, whole.T), (whole, broken.T)):
+        with pytest.raises(NotFinite, match=r"NaN or infinite values in a matrix of shape \[[23], [23]\]"):
+            LowRank(left, right)
+    x = LowRank(whole, whole.T)
+    with pytest.raises(NotFinite):
+        recompress(x, 1, torch.tensor([1.0, value, 1.0]))
+    with pytest.raises(NotFinite):
+        project(x, columns=broken)
+    with pytest.raises(NotFinite):
+        scale(x, value)
+
+
+def test_a_result_that_does_not_fit_its_dtype_is_refused() -> None:
+    with pytest.raises(NotFinite):
+        scale(LowRank(torch.full((2, 1), 1e30), torch.full((1, 2), 1e30)), 1e20)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

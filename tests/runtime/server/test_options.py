@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from readapt_api.digest import digest_of
 from readapt_api.serving import DesiredAdapter
+from readapt_runtime.device import BadDevice
 from readapt_runtime.server.command import parse_adapters
 from readapt_runtime.server.limits import BadLimits, Limits, parse_memory
 from readapt_runtime.server.names import BadName
@@ -100,7 +101,7 @@ def test_what_does_not_fit_the_folder_is_refused(tiny: Tiny) -> None:
         build(replace(options, base_digest=digest_of("another base")))
     with pytest.raises(BadOptions, match="--dtype"):
         build(replace(options, dtype="int3"))
-    with pytest.raises(BadOptions, match="--device"):
+    with pytest.raises(BadDevice, match="--device"):
         build(replace(options, device="cpu:nonsense"))
 
 

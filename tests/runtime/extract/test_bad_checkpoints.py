@@ -1,0 +1,165 @@
+"""Checkpoints that no adapter can come from: a clear message, exit code 64, nothing published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from readapt_runtime.cli import run
+from readapt_testing.tiny_families import FAMILIES, write_family
+from readapt_testing.tiny_llama import write_base
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+NORM = "model.layers.0.input_layernorm.weight"
+Damage = Callable[[Path], object]
+
+
+def tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    def damage(folder: Path) -> None:
+        found = load_file(folder / "model.safetensors")
+        edit(found)
+        save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+def config(**fields: Any) -> Damage:
+    def damage(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return damage
+
+
+def value_of(name: str, value: float) -> Damage:
+    def put(found: dict[str, torch.Tensor]) -> None:
+        found[name].view(-1)[3] = value
+
+    return tensors(put)
+
+
+def another(options: dict[str, Any] | None) -> Damage:
+    def damage(folder: Path) -> None:
+        shutil.rmtree(folder)
+        if options is None:
+            write_base(folder, layers=3)
+        else:
+            write_family(folder, options)
+
+    return damage
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def quantised(dtype: torch.dtype) -> Damage:
+    return tensors(lambda found: found.update({Q: torch.zeros(64, 64).to(dtype)}))
+
+
+def lost_shard(folder: Path) -> None:
+    found = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file({Q: found[Q]}, folder / "model-00001-of-00002.safetensors")
+    weight_map = {name: f"model-0000{1 if name == Q else 2}-of-00002.safetensors" for name in found}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def out_of_range(found: dict[str, torch.Tensor]) -> None:
+    found[Q] = torch.full((64, 64), 3e38)
+
+
+BAD: dict[str, tuple[Damage, str]] = {
+    "another shape": (
+        tensors(lambda found: found.update({Q: torch.ones(32, 64)})),
+        rf"DifferentModels: {Q}: shape [32, 64] in ",
+    ),
+    "another shape of a norm": (
+        tensors(lambda found: found.update({NORM: torch.ones(65)})),
+        f"DifferentModels: {NORM}: shapes [64] and [65] cannot be compared",
+    ),
+    "another width of the embedding": (
+        tensors(lambda found: found.update({"model.embed_tokens.weight": torch.ones(260, 65)})),
+        "DifferentModels: model.embed_tokens.weight: shapes [260, 64] and [260, 65] cannot be compared",
+    ),
+    "more layers": (another(None), "DifferentModels: config.json: num_hidden_layers is 2 and 3"),
+    "another family": (another(FAMILIES["qwen3"]), "DifferentModels: config.json: model_type is llama and qwen3"),
+    "a family that is not known": (config(model_type="mamba"), "UnsupportedModel: "),
+    "a linear module missing": (tensors(lambda found: found.pop(Q)), f"no tensor {Q}"),
+    "a norm missing": (tensors(lambda found: found.pop(NORM)), f"no tensor {NORM}, which "),
+    "NaN": (value_of(Q, float("nan")), f"{Q}: NaN or infinite values"),
+    "infinity": (value_of(Q, float("-inf")), f"{Q}: NaN or infinite values"),
+    "NaN in a norm": (value_of(NORM, float("nan")), f"{NORM}: NaN or infinite values"),
+    "NaN in the embedding": (
+        value_of("model.embed_tokens.weight", float("nan")),
+        "model.embed_tokens.weight: NaN or infinite values",
+    ),
+    "too far for float32": (tensors(out_of_range), "NotFinite: "),
+    "quantised, says the config": (
+        config(quantization_config={"quant_method": "gptq"}),
+        "UnsupportedModel: ",
+    ),
+    "quantised to int8": (quantised(torch.int8), f"{Q}: dtype I8; allowed are F32, F16, BF16 (quantised"),
+    "quantised to fp8": (quantised(torch.float8_e4m3fn), f"{Q}: dtype F8_E4M3; allowed are F32, F16, BF16 (quantised"),
+    "packed into int32": (quantised(torch.int32), f"{Q}: dtype I32; allowed are F32, F16, BF16 (quantised"),
+    "cut short": (cut_short, "(truncated?)"),
+    "a pickle": (pickled, "pytorch_model.bin is a pickle, which is never read"),
+    "a shard missing": (lost_shard, "model-00002-of-00002.safetensors: no such file"),
+    "no folder": (shutil.rmtree, "no such folder"),
+    "nothing changed": (lambda folder: None, "NothingToExtract: none of 14 linear modules differs from the base"),
+}
+
+
+@pytest.fixture
+def finetuned(base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(base, tmp_path / "finetuned"))
+
+
+@pytest.mark.parametrize(("damage", "message"), BAD.values(), ids=BAD.keys())
+def test_it_is_said_what_is_wrong_and_nothing_is_left(
+    base: Path, finetuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Damage, message: str
+) -> None:
+    damage(finetuned)
+    out = tmp_path / "out"
+    command = ["extract", "--base", str(base), "--finetuned", str(finetuned), "--out", str(out), "--rank", "8"]
+    assert run([*command, "--merged-base"]) == 64
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert [line for line in said.err.splitlines() if line.startswith("readapt: ") and message in line]
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rank", "8", "--budget", "9"], "exactly one of a fixed rank, an energy, a relative error and a budget"),
+        ([], "exactly one of a fixed rank, an energy, a relative error and a budget"),
+        (["--relative-error", "1"], "relative error 1.0 is not above 0 and below 1"),
+        (["--budget", "0"], "budget 0 is not at least 1"),
+        (["--budget", "10"], "a budget of 10 parameters holds no module; the smallest takes 768"),
+        (["--rank", "8", "--device", "tape"], "--device tape: "),
+        (["--rank", "8", "--device", "cuda:77"], "--device cuda:77: "),
+    ],
+    ids=" ".join,
+)
+def test_options_that_ask_for_nothing_possible_are_said(
+    base: Path, edited: Callable[..., Path], low_rank_change: Callable[..., Any], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], options: list[str], message: str,
+) -> None:  # fmt: skip
+    finetuned, out = edited(low_rank_change(seed=1, rank=2)), tmp_path / "out"
+    command = ["extract", "--base", str(base), "--finetuned", str(finetuned), "--out", str(out)]
+    assert run([*command, *options]) == 64
+    assert message in capsys.readouterr().err
+    assert not out.exists() or list(out.iterdir()) == []
