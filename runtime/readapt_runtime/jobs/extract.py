@@ -84,6 +84,7 @@ def run(request: ExtractRequest, store: Store, log: Log) -> Outcome:
     )
     outcome = keep_report(store, outcome, evidence, log)
     store.write_result(request.input_hash, outcome)
+    log.progress(1.0, "done")
     log.info("extracted", adapter=request.name, passed=outcome.passed, reason=outcome.reason, message=outcome.message)
     return outcome
 
