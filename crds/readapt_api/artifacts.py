@@ -21,6 +21,8 @@ MANIFEST = "manifest.json"
 PROBE = "probe.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MAGNITUDES = "magnitudes.json"
+"""Of a variant that learned task after task: per block and module, the scale of a direction of norm 1."""
 
 
 class ArtifactKind(StrEnum):
@@ -41,7 +43,12 @@ class Origin(StrEnum):
 
     NATIVE = "Native"
     EXTRACTED = "Extracted"
+    TRAINED = "Trained"
+    INCREMENTAL = "Incremental"
+    """Learned task after task."""
     COPIED = "Copied"
+    REFITTED = "Refitted"
+    """Of an Incremental variant: its directions with magnitudes fitted to another base."""
     TRANSPORTED = "Transported"
     """The old pair's behaviour on the task's prompts, solved for layer by layer."""
     RELORA = "ReLoRA"
@@ -63,10 +70,17 @@ class Architecture(Contract):
 
 
 class FactorBlock(Contract):
-    """One block of LoRA factors; a variant's weights are the sum of its blocks, each times its scale."""
+    """One block of LoRA factors; a variant's weights are the sum of its blocks, each times its scale.
+
+    Serving reads ADAPTER_WEIGHTS alone: the sum as one LoRA, exact or of a bounded rank.
+    """
 
     weights: str = ADAPTER_WEIGHTS
     scale: str = "1"
+    scales: str | None = None
+    """File with one more scale per module (MAGNITUDES), so that variants can share the factors."""
+    task: str | None = None
+    """What was learned with it."""
 
 
 class Provenance(Contract):

@@ -60,6 +60,9 @@ class Range:
 RANK = Range("rank", 1, 512)
 LoraRank = Annotated[int, Field(ge=RANK.least, le=RANK.most)]
 
+ALPHA = Range("alpha", 1, 1024)
+LoraAlpha = Annotated[int, Field(ge=ALPHA.least, le=ALPHA.most)]
+
 PRIORITY = Range("priority", -100, 100)
 Priority = Annotated[int, Field(ge=PRIORITY.least, le=PRIORITY.most)]
 

@@ -21,13 +21,15 @@ from readapt_api.contract import Contract, Digest
 from readapt_api.digest import digest_of
 
 CONTRACT_VERSION = 1
-ALGORITHM_VERSIONS = {"fetch": 1, "drift": 2, "extract": 2, "adapt": 2}
+ALGORITHM_VERSIONS = {"fetch": 1, "drift": 2, "extract": 2, "train": 1, "learn": 1, "adapt": 2}
 """Raised when a kind's results change for equal inputs; old results then no longer answer for new requests."""
 
 STORE_MOUNT = "/store"
 SOURCES_MOUNT = "/sources"
 REQUEST_FILE = "/etc/readapt/request.json"
 TERMINATION_MESSAGE_BYTES = 4096
+MAX_TASKS = 16
+"""Of one adapter."""
 DRIFT_RANK = 32
 """Rank of the drift factors kept per linear module."""
 
@@ -36,6 +38,8 @@ class JobKind(StrEnum):
     FETCH = "fetch"
     DRIFT = "drift"
     EXTRACT = "extract"
+    TRAIN = "train"
+    LEARN = "learn"
     ADAPT = "adapt"
 
 
@@ -127,6 +131,60 @@ class ExtractRequest(Contract):
         return _hash(self, {"name": True})
 
 
+class TrainRequest(Contract):
+    """A LoRA variant out of nothing but examples; scored, not gated: there is nothing to compare it with."""
+
+    kind: Literal[JobKind.TRAIN] = JobKind.TRAIN
+    name: str
+    """The adapter's served name, for messages."""
+    base: Digest
+    data: Digest
+    rank: bounds.LoraRank = 8
+    alpha: bounds.LoraAlpha = 16
+    target_modules: tuple[str, ...] = ()
+    """Suffixes of module names; empty: all linear modules of the decoder layers."""
+    max_steps: bounds.MaxSteps = 600
+    learning_rate: bounds.LearningRate = "1e-3"
+    batch_size: bounds.BatchSize = 16
+    metric: Metric = Metric.ACCURACY
+    """Decides when to stop, and tells the score; not Agreement, for there is nobody to agree with."""
+
+    @property
+    def input_hash(self) -> Digest:
+        return _hash(self, {"name": True})
+
+
+class LearnTask(Contract):
+    """One task of a sequence."""
+
+    name: str
+    data: Digest
+    rank: bounds.LoraRank = 8
+    max_steps: bounds.MaxSteps = 300
+    learning_rate: bounds.LearningRate = "1e-3"
+    batch_size: bounds.BatchSize = 16
+
+
+class LearnRequest(Contract):
+    """A variant that learns task after task (SD-LoRA); what the first tasks came to is kept for the next request."""
+
+    kind: Literal[JobKind.LEARN] = JobKind.LEARN
+    name: str
+    """The adapter's served name, for messages."""
+    base: Digest
+    tasks: tuple[LearnTask, ...] = Field(min_length=1, max_length=MAX_TASKS)
+    max_rank: bounds.LoraRank = 64
+    """Of the served LoRA. What is learned does not depend on it."""
+
+    @property
+    def input_hash(self) -> Digest:
+        return _hash(self, {"name": True})
+
+    def prefix_hash(self, count: int) -> Digest:
+        """Names what the first ``count`` tasks come to, at whatever rank it is served."""
+        return _hash(self.model_copy(update={"tasks": self.tasks[:count]}), {"name": True, "max_rank": True})
+
+
 class AdaptationSettings(Contract):
     """See ``LoRAAdapter.spec.adaptation``."""
 
@@ -143,7 +201,7 @@ class AdaptItem(Contract):
 
     name: str
     reference: Digest
-    """The Native or Extracted variant on the old base; the gate compares with it."""
+    """The variant that was given, extracted, trained or learned on the old base; the gate compares with it."""
     data: Digest | None = None
     """None only where the gate is skipped."""
     adaptation: AdaptationSettings = AdaptationSettings()
@@ -179,7 +237,10 @@ def _hash(request: Contract, exclude: object = None) -> Digest:
     return digest_of({"contract": CONTRACT_VERSION, "algorithm": ALGORITHM_VERSIONS[kind], "request": document})
 
 
-Request = Annotated[FetchRequest | DriftRequest | ExtractRequest | AdaptRequest, Field(discriminator="kind")]
+Request = Annotated[
+    FetchRequest | DriftRequest | ExtractRequest | TrainRequest | LearnRequest | AdaptRequest,
+    Field(discriminator="kind"),
+]
 
 
 class Interval(Contract):
@@ -196,7 +257,7 @@ class GateVerdict(StrEnum):
     UNDECIDED = "Undecided"
     """maxSamples examples were not enough; ``samples_needed`` says how many would be."""
     NOT_NEEDED = "NotNeeded"
-    """Native: there is nothing to compare with."""
+    """Native, Trained, Incremental: there is nothing to compare with."""
 
 
 class RungResult(Contract):
@@ -207,7 +268,7 @@ class RungResult(Contract):
     metric: Metric = Metric.ACCURACY
     score: float
     reference: float
-    """Score of the old pair (extract: of the checkpoint) on the same examples."""
+    """Score of the old pair (extract: of the checkpoint; train and learn: of the base alone) on the same examples."""
     interval: Interval
     samples: int
     samples_needed: int | None = None
@@ -219,7 +280,7 @@ class RungResult(Contract):
 
 
 class Outcome(Contract):
-    """The result of one item of extract or adapt; also what ``results/<input hash>.json`` holds."""
+    """The result of extract, train, learn or one item of adapt; also what ``results/<input hash>.json`` holds."""
 
     name: str
     input_hash: Digest
@@ -238,6 +299,8 @@ class Outcome(Contract):
     """sha256 of results/<hex>.evidence.json in the store: scores, seeds, curves, interval."""
     report: str | None = Field(default=None, max_length=128)
     """Path in the store of a page for people, results/<hex>.report.html; none when it could not be drawn."""
+    data: Digest | None = None
+    """Learn: the examples of all tasks as one Data artifact, to repair and judge the variant with."""
 
 
 class FetchOutcome(Contract):

@@ -16,8 +16,10 @@ import typer
 
 from readapt_api.errors import EXIT_BAD_INPUT, EXIT_OK, ReadaptError
 from readapt_runtime.adapt.command import adapt
+from readapt_runtime.continual.command import learn
 from readapt_runtime.out_folder import OUT_RULE
 from readapt_runtime.server.command import serve
+from readapt_runtime.training.command import train
 
 app = typer.Typer(
     name="readapt",
@@ -31,6 +33,8 @@ app = typer.Typer(
 _USAGE_ERROR = 2
 
 app.command()(serve)
+app.command()(train)
+app.command()(learn)
 app.command()(adapt)
 
 

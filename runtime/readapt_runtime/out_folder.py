@@ -13,6 +13,8 @@ from readapt_api.errors import Terminal
 
 OUT_RULE = "Must be new or empty."
 """For the help of every command that has it."""
+PROGRESS = ".progress"
+"""Hidden in it while the work goes on: the store of a run that may have to go on later."""
 
 
 class BadOut(Terminal):

@@ -19,6 +19,7 @@ CHECKPOINT = {"uri": "pvc://models/full", "baseVersion": "v1"}
 INPUTS = {"uri": "pvc://models/inputs.jsonl"}
 RANKS = {"relativeError": "0.3", "budget": 1}
 ONE_RANK = "exactly one of fixed, energy, relativeError and budget must be set"
+ONE_SOURCE = "exactly one of adapter, checkpoint, train and tasks must be set"
 LABEL_OF_41 = "a" * 41
 URI_WANTED = "should match '^pvc://"
 
@@ -34,6 +35,12 @@ class Row(NamedTuple):
 def version(name: str, uri: str = "pvc://models/x") -> Object:
     return {"name": name, "source": {"uri": uri}}
 
+
+def task(name: str) -> Object:
+    return {"name": name, "data": {split: {"uri": f"pvc://models/{name}/{split}"} for split in ("train", "validation")}}
+
+
+TASKS = [task("one"), task("two")]
 
 BASE_MODELS = [
     Row("shortest", {}),
@@ -120,9 +127,21 @@ ADAPTERS = [
     Row("served name", {"spec.servedName": "Support.Intents_2"}),
     Row("served name with a slash", {"spec.servedName": "a/b"}, "spec.servedName in body should match"),
     Row("served name of 64", {"spec.servedName": "a" * 64}, "may not be more than 63"),
-    Row("no source", {"spec.source": {}}, "exactly one of adapter and checkpoint must be set"),
-    Row("two sources", {"spec.source.checkpoint": CHECKPOINT}, "exactly one of adapter and checkpoint must be set"),
-    Row("tasks come later", {"spec.source.tasks": []}, "unknown field"),
+    Row("no source", {"spec.source": {}}, ONE_SOURCE),
+    Row("two sources", {"spec.source.checkpoint": CHECKPOINT}, ONE_SOURCE),
+    Row("train", {"spec.source": {"train": {}}}),
+    Row("train without data", {"spec.source": {"train": {}}, "spec.data": REMOVED}, "source.train learns from data"),
+    Row("alpha 0", {"spec.source": {"train": {"alpha": 0}}}, "should be greater than or equal to 1"),
+    Row("tasks", {"spec.source": {"tasks": TASKS}, "spec.data": REMOVED}),
+    Row("tasks and data", {"spec.source": {"tasks": TASKS}}, "each task of source.tasks has its own data"),
+    Row("no tasks", {"spec.source": {"tasks": []}, "spec.data": REMOVED}, "should have at least 1 items"),
+    Row(
+        "17 tasks",
+        {"spec.source": {"tasks": [task(f"t{i}") for i in range(17)]}, "spec.data": REMOVED},
+        "must have at most 16 items",
+    ),
+    Row("a task twice", {"spec.source": {"tasks": [TASKS[0], TASKS[0]]}, "spec.data": REMOVED}, "Duplicate value"),
+    Row("a task without data", {"spec.source": {"tasks": [{"name": "a"}]}, "spec.data": REMOVED}, "Required value"),
     Row("adapter without version", {"spec.source.adapter.baseVersion": REMOVED}, "baseVersion: Required value"),
     Row("adapter outside", {"spec.source.adapter.uri": "pvc://models/a/../../b"}, URI_WANTED),
     Row("checkpoint", {"spec.source": {"checkpoint": CHECKPOINT}}),
@@ -292,6 +311,30 @@ ADAPTER_UPDATES = [
     Row("digest is set", {"spec.source.adapter.digest": DIGEST}),
 ]
 
+TASKS_UPDATES = [
+    Row("a task is appended", {"spec.source.tasks": [*TASKS, task("three")]}),
+    Row("all places are taken", {"spec.source.tasks": [*TASKS, *(task(f"t{i}") for i in range(14))]}),
+    Row("a task comes first", {"spec.source.tasks": [task("zero"), *TASKS]}, "tasks can only be appended"),
+    Row("a task comes between", {"spec.source.tasks": [TASKS[0], task("x"), TASKS[1]]}, "tasks can only be appended"),
+    Row("tasks change places", {"spec.source.tasks": TASKS[::-1]}, "tasks can only be appended"),
+    Row("a task goes", {"spec.source.tasks": TASKS[:1]}, "tasks can only be appended"),
+    Row("a task is replaced", {"spec.source.tasks": [TASKS[0], task("other")]}, "tasks can only be appended"),
+    Row("a task's data change", {"spec.source.tasks.0.data.train.uri": "pvc://models/new"}, "uri is immutable"),
+    Row("a task's rank changes", {"spec.source.tasks.1.rank": 4}, "rank is immutable"),
+    Row("a task's steps change", {"spec.source.tasks.1.maxSteps": 4}, "maxSteps is immutable"),
+    Row("a task's digest is set", {"spec.source.tasks.1.data.train.digest": DIGEST}),
+    Row(
+        "training instead", {"spec.source": {"train": {}}, "spec.data": TASKS[0]["data"]}, "kind of source is immutable"
+    ),
+]
+
+TRAIN_UPDATES = [
+    Row("alpha changes", {"spec.source.train.alpha": 8}, "alpha is immutable"),
+    Row("learning rate changes", {"spec.source.train.learningRate": "1e-4"}, "learningRate is immutable"),
+    Row("modules go", {"spec.source.train.targetModules": REMOVED}, "targetModules is immutable"),
+    Row("data go", {"spec.data": REMOVED}, "source.train learns from data"),
+]
+
 CHECKPOINT_UPDATES = [
     Row("base version changes", {"spec.source.checkpoint.baseVersion": "v2"}, "baseVersion is immutable"),
     Row("rank changes", {"spec.source.checkpoint.rank.energy": "0.9"}, "rank is immutable"),
@@ -359,6 +402,18 @@ def test_update_of_lora_adapter(row: Row, kube: Kube, namespace: str) -> None:
 def test_update_of_a_checkpoint(row: Row, kube: Kube, namespace: str) -> None:
     source = {**CHECKPOINT, "targetModules": ["q_proj", "v_proj"]}
     check(row, update(kube, namespace, edited(lora_adapter(), {"spec.source": {"checkpoint": source}}), row.edits))
+
+
+@pytest.mark.parametrize("row", TRAIN_UPDATES, ids=ids)
+def test_update_of_a_training(row: Row, kube: Kube, namespace: str) -> None:
+    source = {"train": {"targetModules": ["q_proj", "v_proj"]}}
+    check(row, update(kube, namespace, edited(lora_adapter(), {"spec.source": source}), row.edits))
+
+
+@pytest.mark.parametrize("row", TASKS_UPDATES, ids=ids)
+def test_update_of_tasks(row: Row, kube: Kube, namespace: str) -> None:
+    before = edited(lora_adapter(), {"spec.source": {"tasks": TASKS}, "spec.data": REMOVED})
+    check(row, update(kube, namespace, before, row.edits))
 
 
 @pytest.mark.parametrize(("digest", "accepted"), [(DIGEST, True), (OTHER_DIGEST, False), (REMOVED, False)])

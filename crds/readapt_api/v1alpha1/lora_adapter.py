@@ -11,6 +11,7 @@ from readapt_api.adaptation import UNGATED_POLICIES, UNGATED_RULE, GateMode, Met
 from readapt_api.artifacts import Origin
 from readapt_api.conditions import Condition
 from readapt_api.contract import Contract, Digest, Name, ServedName
+from readapt_api.jobs import MAX_TASKS
 from readapt_api.v1alpha1.shared import NAME_RULE, BaseModelRef, ObjectMeta, Source, map_list
 
 
@@ -25,6 +26,22 @@ class AdapterSource(Source):
     base_version: Name = Field(
         description="The version of the base that it was trained on.", json_schema_extra=_fixed("baseVersion")
     )
+
+
+TargetModules = Annotated[
+    tuple[Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_]+$")], ...],
+    Field(
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+        description="Linear modules such as q_proj; none: all of the decoder layers.",
+    ),
+]
+_FIXED_MODULES = (
+    # A rule of the field itself would not see it appear or go.
+    "has(self.targetModules) == has(oldSelf.targetModules)"
+    " && (!has(self.targetModules) || self.targetModules == oldSelf.targetModules)",
+    "targetModules is immutable: add a new adapter instead",
+)
 
 
 class Rank(Contract):
@@ -62,35 +79,7 @@ class CheckpointSource(Source):
     base_version: Name = Field(json_schema_extra=_fixed("baseVersion"))
     rank: Rank = Field(default=Rank(energy="0.95"), json_schema_extra=_fixed("rank"))
     max_rank: bounds.LoraRank = Field(default=64, json_schema_extra=_fixed("maxRank"))
-    target_modules: tuple[Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_]+$")], ...] = Field(
-        default=(),
-        max_length=16,
-        json_schema_extra={"x-kubernetes-list-type": "set"},
-        description="Linear modules such as q_proj; none: all of the decoder layers.",
-    )
-
-
-class AdapterOrCheckpoint(Contract):
-    """Exactly one of the two."""
-
-    model_config = ConfigDict(
-        json_schema_extra=bounds.cel(
-            ("has(self.adapter) != has(self.checkpoint)", "exactly one of adapter and checkpoint must be set"),
-            ("has(self.adapter) == has(oldSelf.adapter)", "the kind of source is immutable"),
-        )
-    )
-    adapter: AdapterSource | None = None
-    checkpoint: CheckpointSource | None = Field(
-        default=None,
-        # A rule of the field itself would not see it appear or go.
-        json_schema_extra=bounds.cel(
-            (
-                "has(self.targetModules) == has(oldSelf.targetModules)"
-                " && (!has(self.targetModules) || self.targetModules == oldSelf.targetModules)",
-                "targetModules is immutable: add a new adapter instead",
-            )
-        ),
-    )
+    target_modules: TargetModules = ()
 
 
 class Data(Contract):
@@ -115,6 +104,69 @@ class Data(Contract):
     )
     prompt_field: str = Field(default="prompt", min_length=1, max_length=64)
     completion_field: str = Field(default="completion", min_length=1, max_length=64)
+
+
+class TrainSource(Contract):
+    """Nothing yet: a LoRA is trained from ``spec.data``, once; what decides about the result cannot change."""
+
+    rank: bounds.LoraRank = Field(default=8, json_schema_extra=_fixed("rank"))
+    alpha: bounds.LoraAlpha = Field(default=16, json_schema_extra=_fixed("alpha"))
+    target_modules: TargetModules = ()
+    max_steps: bounds.MaxSteps = Field(default=600, json_schema_extra=_fixed("maxSteps"))
+    learning_rate: bounds.LearningRate = Field(default="1e-3", json_schema_extra=_fixed("learningRate"))
+    batch_size: bounds.BatchSize = Field(default=16, json_schema_extra=_fixed("batchSize"))
+
+
+class TaskSource(Contract):
+    """One task of an adapter that learns task after task, without the examples of earlier ones."""
+
+    model_config = ConfigDict(
+        json_schema_extra=bounds.cel(("has(self.data.train)", "a task is learned from data.train and data.validation"))
+    )
+    name: Name
+    data: Data
+    rank: bounds.LoraRank = Field(default=8, json_schema_extra=_fixed("rank"))
+    max_steps: bounds.MaxSteps = Field(default=300, json_schema_extra=_fixed("maxSteps"))
+    learning_rate: bounds.LearningRate = Field(default="1e-3", json_schema_extra=_fixed("learningRate"))
+    batch_size: bounds.BatchSize = Field(default=16, json_schema_extra=_fixed("batchSize"))
+
+
+_KINDS = ("adapter", "checkpoint", "train", "tasks")
+
+
+class OneSource(Contract):
+    """Exactly one of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra=bounds.cel(
+            (
+                f"[{', '.join(f'has(self.{kind})' for kind in _KINDS)}].filter(x, x).size() == 1",
+                "exactly one of adapter, checkpoint, train and tasks must be set",
+            ),
+            (
+                " && ".join(f"has(self.{kind}) == has(oldSelf.{kind})" for kind in _KINDS),
+                "the kind of source is immutable",
+            ),
+        )
+    )
+    adapter: AdapterSource | None = None
+    checkpoint: CheckpointSource | None = Field(default=None, json_schema_extra=bounds.cel(_FIXED_MODULES))
+    train: TrainSource | None = Field(default=None, json_schema_extra=bounds.cel(_FIXED_MODULES))
+    tasks: tuple[TaskSource, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_TASKS,
+        description="Learned in this order (SD-LoRA). Tasks may be appended; those that are there stay as they are.",
+        json_schema_extra=map_list("name")
+        | bounds.cel(
+            (
+                # Indices are spelled out: what CEL would make of the two lists costs more than the API server allows.
+                f"{[*range(MAX_TASKS)]}.all(i, i >= size(oldSelf)"
+                " || (i < size(self) && self[i].name == oldSelf[i].name))",
+                "tasks can only be appended",
+            )
+        ),
+    )
 
 
 class Search(Contract):
@@ -192,13 +244,18 @@ class LoRAAdapterSpec(Contract):
                 f"{_HAS_LABELS} || !(self.adaptation.policy in ['ReLoRA', 'Retrain'])",
                 "without train and validation policy must be Auto, Copy, Transport or Refresh",
             ),
+            (
+                "!has(self.source.train) || (has(self.data) && has(self.data.train))",
+                "source.train learns from data.train: it must be set",
+            ),
+            ("!has(self.source.tasks) || !has(self.data)", "each task of source.tasks has its own data"),
         )
     )
     base_model_ref: BaseModelRef = Field(json_schema_extra=bounds.cel(("self == oldSelf", "baseModelRef is immutable")))
     served_name: ServedName | None = Field(
         default=None, description="What clients send as `model`; otherwise metadata.name."
     )
-    source: AdapterOrCheckpoint
+    source: OneSource
     data: Data | None = Field(
         default=None, description="Without data an adapter moves to another version only where gate.mode is Skip."
     )
@@ -237,6 +294,14 @@ class VariantStatus(Contract):
     )
 
 
+class TaskStatus(Contract):
+    """The data of one task, as fetched; a record."""
+
+    name: str = Field(max_length=40)
+    data_key: Digest = Field(description="Hash of the data spec that dataDigest belongs to.")
+    data_digest: Digest
+
+
 class LoRAAdapterStatus(Contract):
     """Records (source and data digests, variants: may be read back) and output."""
 
@@ -246,6 +311,7 @@ class LoRAAdapterStatus(Contract):
     source_digest: Digest | None = None
     data_digest: Digest | None = None
     data_key: Digest | None = Field(default=None, description="Hash of the data spec that dataDigest belongs to.")
+    tasks: tuple[TaskStatus, ...] = Field(default=(), max_length=MAX_TASKS, json_schema_extra=map_list("name"))
     served_version: str | None = Field(default=None, max_length=40)
     served_digest: Digest | None = None
     verified: str = Field(default="0/0", max_length=24)

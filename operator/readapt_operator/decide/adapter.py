@@ -9,11 +9,9 @@ verdict. Work that is under way halts; nothing is remembered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from readapt_api import conditions as c
-from readapt_api.adaptation import GateMode
-from readapt_api.artifacts import Origin
 from readapt_api.jobs import (
     AdaptationSettings,
     AdaptItem,
@@ -23,105 +21,14 @@ from readapt_api.jobs import (
     FetchRole,
     GateSettings,
 )
-from readapt_api.v1alpha1.base_model import BaseModelResource
-from readapt_api.v1alpha1.lora_adapter import (
-    AdapterSource,
-    CheckpointSource,
-    LoRAAdapterResource,
-    LoRAAdapterStatus,
-    VariantStatus,
-)
-from readapt_operator.builders.job import Task, fetch_source
-from readapt_operator.builders.meta import Owner
-from readapt_operator.decide.jobs import Errand, Start, Wording, pursue, retry_of
+from readapt_api.v1alpha1.lora_adapter import AdapterSource, CheckpointSource, LoRAAdapterResource, TrainSource
+from readapt_operator.builders.job import fetch_source
+from readapt_operator.decide.adapter_pass import AdapterPass, pursue_variant
+from readapt_operator.decide.jobs import Wording
 from readapt_operator.decide.plan import State, Verdict, stalled, working
-from readapt_operator.decide.variants import from_outcome, native, record_variant, variant_at
-from readapt_operator.decide.versions import Drifts, Pair, Versions
-from readapt_operator.observed import Observed
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterPass:
-    """What the stages read and hand on."""
-
-    seen: Observed
-    base: BaseModelResource
-    adapter: LoRAAdapterResource
-    versions: Versions
-    conflicting: bool
-    """The base itself or an older adapter of it has the served name."""
-    records: LoRAAdapterStatus
-    drifts: Drifts = field(default_factory=Drifts)
-    """Of the moves of all adapters: known once every adapter has said where it has to go."""
-    tasks: tuple[Task, ...] = ()
-    starts: tuple[Start, ...] = ()
-    native: str = ""
-    """Digest of the base version that the source was made for."""
-    target: str = ""
-    """Digest of the wished base version."""
-    data: str | Verdict | None = None
-    verdict: Verdict | None = None
-    bug: Exception | None = None
-    """What a stage raised; the loop logs and counts it."""
-
-    @property
-    def source(self) -> AdapterSource | CheckpointSource:
-        chosen = self.adapter.spec.source.adapter or self.adapter.spec.source.checkpoint
-        if chosen is None:
-            raise ValueError(f"{self.adapter.metadata.name}: no source")  # the schema demands one
-        return chosen
-
-    @property
-    def gated(self) -> bool:
-        """Whether variants are compared before they are served."""
-        return self.adapter.spec.gate.mode is not GateMode.SKIP
-
-    @property
-    def fetches_again(self) -> bool:
-        """Whether the user asks for what the store lost."""
-        return self.seen.fetches_again(retry_of(self.adapter.metadata.annotations))
-
-    @property
-    def passing(self) -> VariantStatus | None:
-        """The variant for the wished version."""
-        return self.variant(self.target) if self.target else None
-
-    @property
-    def own(self) -> VariantStatus | None:
-        """The variant on the native base: what was given or extracted, never one that was carried there."""
-        found = self.variant(self.native)
-        return found if found is not None and found.origin in (Origin.NATIVE, Origin.EXTRACTED) else None
-
-    @property
-    def move(self) -> Pair | None:
-        """The way to the wished version, where there is one to go and nothing else is missing."""
-        if self.verdict is not None or self.passing is not None or self.native == self.target:
-            return None
-        return self.native, self.target
-
-    def variant(self, base_digest: str) -> VariantStatus | None:
-        """The passing variant for a base."""
-        found = variant_at(self.records, base_digest, self.records.source_digest)
-        return found if found is not None and found.passed and found.digest else None
-
-    def record(self, found: VariantStatus) -> AdapterPass:
-        """The same pass with a cell of the matrix; the served, native and wished ones are never pushed out."""
-        served = self.seen.deployment(self.seen.served_revision)
-        keep = (self.native, self.target, served.base_digest if served else "")
-        return replace(self, records=record_variant(self.records, found, keep))
-
-    def halt(self, verdict: Verdict) -> AdapterPass:
-        return replace(self, verdict=verdict)
-
-    def pursue(self, task: Task, wording: Wording) -> tuple[AdapterPass, Errand]:
-        """The same pass with the work noted, and where the work stands."""
-        errand = pursue(task, self.seen, self.base.spec.jobs.max_attempts, wording)
-        starts = (*self.starts, errand.start) if errand.start else self.starts
-        return replace(self, tasks=(*self.tasks, task), starts=starts), errand
-
-    def task(self, request: FetchRequest | ExtractRequest | AdaptRequest, input_hash: str) -> Task:
-        retry = retry_of(self.adapter.metadata.annotations)
-        return Task(Owner.of(self.adapter), self.base.metadata.name, request, input_hash, retry)
+from readapt_operator.decide.trained import fetch_data, learn, tasks_are_fetched, train
+from readapt_operator.decide.variants import native
+from readapt_operator.decide.versions import Drifts
 
 
 def served_name_is_free(at: AdapterPass) -> AdapterPass:
@@ -135,7 +42,7 @@ def served_name_is_free(at: AdapterPass) -> AdapterPass:
 
 def native_base_is_fetched(at: AdapterPass) -> AdapterPass:
     """Sources are checked against the shapes of the base that they were made for."""
-    version = at.source.base_version
+    version = at.native_version
     found = at.versions.known[version]
     if isinstance(found, Verdict):
         return at.halt(_waiting(found) if version == at.base.spec.version else _with_base(found))
@@ -143,7 +50,9 @@ def native_base_is_fetched(at: AdapterPass) -> AdapterPass:
 
 
 def source_is_fetched(at: AdapterPass) -> AdapterPass:
-    """An adapter becomes its own Native variant; a checkpoint waits for extraction."""
+    """An adapter becomes its own Native variant; a checkpoint waits for extraction; others are made of data."""
+    if not isinstance(at.source, AdapterSource | CheckpointSource):
+        return at
     pinned = at.source.digest
     known = at.records.source_digest if pinned in (None, at.records.source_digest) else None
     is_adapter = isinstance(at.source, AdapterSource)
@@ -162,7 +71,7 @@ def source_is_fetched(at: AdapterPass) -> AdapterPass:
         return at.halt(errand.verdict or stalled(c.JOB_FAILED, f"Job {errand.job} left no result of a fetch"))
     records = at.records.model_copy(update={"source_digest": fetched.digest})
     if is_adapter:
-        return replace(at, records=records).record(native(fetched, at.native, at.source.base_version, errand.job))
+        return replace(at, records=records).record(native(fetched, at.native, at.native_version, errand.job))
     return replace(at, records=records)
 
 
@@ -171,32 +80,20 @@ def data_is_fetched(at: AdapterPass) -> AdapterPass:
     data = at.adapter.spec.data
     if data is None:
         return at
-    splits = [
-        ("train", data.train),
-        ("validation", data.validation),
-        ("test", data.test),
-        ("inputs", data.inputs),
-    ]
-    request = FetchRequest(
-        role=FetchRole.DATA,
-        sources=tuple(fetch_source(source, name) for name, source in splits if source is not None),
-        prompt_field=data.prompt_field,
-        completion_field=data.completion_field,
-    )
-    recorded = at.records.data_key == request.input_hash and at.records.data_digest is not None
-    if recorded and not at.fetches_again:
-        return replace(at, data=at.records.data_digest)
-    at, errand = at.pursue(at.task(request, request.input_hash), Wording(c.FETCHING, c.SOURCE_FAILED, "data"))
-    fetched = errand.summary.fetch if errand.summary else None
-    if fetched is None:
-        return replace(at, data=errand.verdict or stalled(c.JOB_FAILED, f"Job {errand.job} left no data"))
-    records = at.records.model_copy(update={"data_key": request.input_hash, "data_digest": fetched.digest})
-    return replace(at, records=records, data=fetched.digest)
+    recorded = {at.records.data_key: at.records.data_digest}
+    at, key, found = fetch_data(at, data, recorded, "data")
+    if isinstance(found, Verdict):
+        return replace(at, data=found)
+    return replace(at, records=at.records.model_copy(update={"data_key": key, "data_digest": found}), data=found)
 
 
 def native_variant_is_there(at: AdapterPass) -> AdapterPass:
-    """A checkpoint is extracted once, and gated against itself."""
+    """A checkpoint is extracted once, and gated against itself; an adapter of data alone is trained."""
     source = at.source
+    if isinstance(source, TrainSource):
+        return train(at, source)
+    if isinstance(source, tuple):
+        return learn(at, source)
     if isinstance(source, AdapterSource) or at.own is not None:
         return at
     if at.gated and not isinstance(at.data, str):
@@ -215,7 +112,7 @@ def native_variant_is_there(at: AdapterPass) -> AdapterPass:
         gate=_gate(at.adapter),
     )
     wording = Wording(c.EXTRACTING, c.EXTRACTION_FAILED, "extracting")
-    return _gated(at, at.task(request, request.input_hash), wording, at.native, source.base_version)
+    return pursue_variant(at, at.task(request, request.input_hash), wording, at.native, source.base_version)
 
 
 def wished_version_is_fetched(at: AdapterPass) -> AdapterPass:
@@ -251,7 +148,7 @@ def wished_variant_is_there(at: AdapterPass) -> AdapterPass:
     )
     request = AdaptRequest(old_base=at.native, new_base=at.target, drift=drift, items=(item,))
     wording = Wording(c.ADAPTING, c.ADAPTATION_FAILED, f"adapting to {at.base.spec.version}")
-    return _gated(at, at.task(request, request.item_hash(item)), wording, at.target, at.base.spec.version)
+    return pursue_variant(at, at.task(request, request.item_hash(item)), wording, at.target, at.base.spec.version)
 
 
 Stage = Callable[[AdapterPass], AdapterPass]
@@ -260,6 +157,7 @@ FOUNDATION: tuple[Stage, ...] = (
     native_base_is_fetched,
     source_is_fetched,
     data_is_fetched,
+    tasks_are_fetched,
     native_variant_is_there,
     wished_version_is_fetched,
     adapting_is_possible,
@@ -291,22 +189,6 @@ def _run(at: AdapterPass, stages: Iterable[Stage]) -> AdapterPass:
             # adapters would stand still as well, for as long as this one is there. Logged and counted by the loop.
             return replace(at, bug=bug).halt(stalled(c.BUG, f"a bug in Readapt, please report it: {bug!r}"))
     return at
-
-
-def _gated(at: AdapterPass, task: Task, wording: Wording, base_digest: str, version: str) -> AdapterPass:
-    """Work that ends in a variant or in evidence against it; a verdict stands until an input or the wish to retry
-    changes."""
-    record = variant_at(at.records, base_digest, at.records.source_digest)
-    names = {task.name(attempt) for attempt in range(1, at.base.spec.jobs.max_attempts + 1)}
-    if record is not None and record.input_hash == task.input_hash and record.job in names:
-        return replace(at, tasks=(*at.tasks, task)).halt(stalled(record.reason, record.message))
-    at, errand = at.pursue(task, wording)
-    outcome = errand.summary.outcomes[0] if errand.summary and errand.summary.outcomes else None
-    if outcome is None:
-        return at.halt(errand.verdict or stalled(c.JOB_FAILED, f"Job {errand.job} left no outcome"))
-    found = from_outcome(outcome, base_digest, at.records.source_digest or "", version, errand.job)
-    at = at.record(found)
-    return at if found.passed else at.halt(stalled(found.reason, found.message))
 
 
 def _waiting(verdict: Verdict) -> Verdict:

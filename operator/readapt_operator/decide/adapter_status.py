@@ -6,8 +6,8 @@ from datetime import datetime
 
 from readapt_api import conditions as c
 from readapt_api.v1alpha1.base_model import UpgradeStatus
-from readapt_api.v1alpha1.lora_adapter import LoRAAdapterResource, LoRAAdapterStatus, VariantStatus
-from readapt_operator.decide.adapter import AdapterPass
+from readapt_api.v1alpha1.lora_adapter import LoRAAdapterResource, LoRAAdapterStatus, TrainSource, VariantStatus
+from readapt_operator.decide.adapter_pass import AdapterPass
 from readapt_operator.decide.plan import State, Verdict, stalled, working
 from readapt_operator.decide.served import Served
 from readapt_operator.observed import Observed
@@ -81,10 +81,18 @@ def _source_condition(out: Conditions, at: AdapterPass) -> None:
     if isinstance(at.data, Verdict):
         out.set(c.SOURCE_READY, False, at.data.reason, at.data.message)
     elif at.records.source_digest is not None and at.native:
-        out.set(c.SOURCE_READY, True, c.FETCHED, f"{at.source.uri} is {at.records.source_digest}")
+        out.set(c.SOURCE_READY, True, c.FETCHED, f"{_of(at)} is {at.records.source_digest}")
     else:
         why = at.verdict or working(c.FETCHING, "the source is not in the store yet")
         out.set(c.SOURCE_READY, False, why.reason, why.message)
+
+
+def _of(at: AdapterPass) -> str:
+    """What the source is, for people."""
+    source = at.source
+    if isinstance(source, tuple):
+        return f"the sequence {', '.join(task.name for task in source)}"
+    return "the training on spec.data" if isinstance(source, TrainSource) else source.uri
 
 
 def _serving_verdict(at: AdapterPass, served: Served, digest: str | None, count: int) -> Verdict | None:

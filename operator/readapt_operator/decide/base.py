@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from readapt_api import conditions as c
 from readapt_api.v1alpha1.base_model import BaseModelResource
-from readapt_operator.decide.adapter import AdapterPass, found_adapter, move_adapter
+from readapt_operator.decide.adapter import found_adapter, move_adapter
+from readapt_operator.decide.adapter_pass import AdapterPass
 from readapt_operator.decide.adapter_status import orphan_status, summarize_adapter
 from readapt_operator.decide.base_status import BaseFacts, served_facts, summarize_base
 from readapt_operator.decide.jobs import Schedule, schedule

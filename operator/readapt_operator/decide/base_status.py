@@ -13,7 +13,7 @@ from readapt_api.v1alpha1.base_model import (
     FailureSample,
     UpgradeStatus,
 )
-from readapt_operator.decide.adapter import AdapterPass
+from readapt_operator.decide.adapter_pass import AdapterPass
 from readapt_operator.decide.plan import State, Verdict, stalled, working
 from readapt_operator.decide.rollout import POLL_S, Rollout, Target, pods_missing
 from readapt_operator.decide.served import Served, served_of

@@ -16,7 +16,7 @@ from readapt_operator.observed import JobView, Observed
 MAX_RETRY_S = 300.0
 START_POLL_S = 5.0
 """No event tells why a Job's pod does not start."""
-TELLING = (JobKind.ADAPT, JobKind.EXTRACT)
+TELLING = (JobKind.ADAPT, JobKind.EXTRACT, JobKind.TRAIN, JobKind.LEARN)
 """They work for an adapter for minutes, and their logs tell how far they are."""
 PROGRESS_S = 30.0
 """At most so often is a log read; no event tells that it has grown."""

@@ -17,7 +17,7 @@ from readapt_api.serving import DesiredSet
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_operator.builders.meta import Owner
 from readapt_operator.builders.serving import build_deployment, build_service
-from readapt_operator.decide.adapter import AdapterPass
+from readapt_operator.decide.adapter_pass import AdapterPass
 from readapt_operator.decide.plan import Action, Apply, Create, Delete, Drain, State, Verdict, edit_of, stalled, working
 from readapt_operator.decide.sets import desired_set, is_verified, push_set, refused, write_set
 from readapt_operator.observed import DeploymentView, Observed, PodView

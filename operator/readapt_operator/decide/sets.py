@@ -8,7 +8,7 @@ from readapt_api.serving import AdapterState, DesiredAdapter, DesiredSet
 from readapt_api.v1alpha1.lora_adapter import VariantStatus
 from readapt_operator.builders.meta import Owner
 from readapt_operator.builders.sets import ADMIN_KEY_FILE, build_set
-from readapt_operator.decide.adapter import AdapterPass
+from readapt_operator.decide.adapter_pass import AdapterPass
 from readapt_operator.decide.plan import Action, Apply, Create, Delete, Push, edit_of
 from readapt_operator.observed import Member, Observed, PodView
 

@@ -6,11 +6,13 @@ from collections.abc import Collection
 
 from readapt_api import conditions as c
 from readapt_api.artifacts import Origin
-from readapt_api.jobs import FetchOutcome, GateVerdict, Outcome, RungResult
-from readapt_api.v1alpha1.lora_adapter import LoRAAdapterStatus, VariantStatus
+from readapt_api.jobs import FetchOutcome, Outcome, RungResult
+from readapt_api.v1alpha1.lora_adapter import LoRAAdapterResource, LoRAAdapterStatus, VariantStatus
 from readapt_operator.status import shorten
 
 MAX_VARIANTS = 16
+OWN_ORIGINS = (Origin.NATIVE, Origin.EXTRACTED, Origin.TRAINED, Origin.INCREMENTAL)
+"""Of variants that came about on the base that they are for."""
 _MESSAGE_CHARS = 500
 
 
@@ -27,6 +29,19 @@ def record_variant(records: LoRAAdapterStatus, found: VariantStatus, keep: Colle
     while len(others) >= MAX_VARIANTS:
         others.remove(next((v for v in others if v.base_digest not in keep), others[0]))
     return records.model_copy(update={"variants": (*others, found)})
+
+
+def native_version(adapter: LoRAAdapterResource, wished: str) -> str:
+    """The version of its base that an adapter is made for.
+
+    The source says so, or the record of where it was first trained: what it learns later it learns there, too. What
+    is yet to be trained is trained on the wished version.
+    """
+    given = adapter.spec.source.adapter or adapter.spec.source.checkpoint
+    if given is not None:
+        return given.base_version
+    trained = (v.base_version for v in adapter.status.variants if v.passed and v.origin in OWN_ORIGINS)
+    return next(trained, wished)
 
 
 def native(fetched: FetchOutcome, base_digest: str, version: str, job: str) -> VariantStatus:
@@ -47,7 +62,7 @@ def native(fetched: FetchOutcome, base_digest: str, version: str, job: str) -> V
 
 
 def from_outcome(outcome: Outcome, base_digest: str, source: str, version: str, job: str) -> VariantStatus:
-    """A result of extract or adapt; the last rung decided."""
+    """A result of extract, train, learn or adapt; the last rung decided."""
     last = outcome.rungs[-1] if outcome.rungs else None
     passed = outcome.passed and outcome.variant is not None
     reason = outcome.reason or (c.GATE_PASSED if passed else c.GATE_FAILED)
@@ -71,7 +86,7 @@ def from_outcome(outcome: Outcome, base_digest: str, source: str, version: str, 
 
 
 def _scores(rung: RungResult | None) -> dict[str, object]:
-    if rung is None or rung.verdict is GateVerdict.NOT_NEEDED:
+    if rung is None:
         return {}
     return {
         "metric": rung.metric,

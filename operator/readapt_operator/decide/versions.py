@@ -13,6 +13,7 @@ from readapt_operator.builders.job import Task, fetch_source
 from readapt_operator.builders.meta import Owner
 from readapt_operator.decide.jobs import Errand, Start, Wording, pursue, retry_of
 from readapt_operator.decide.plan import Verdict, stalled
+from readapt_operator.decide.variants import native_version
 from readapt_operator.observed import Observed
 
 _MAX_RECORDS = 32
@@ -81,9 +82,9 @@ def resolve_versions(seen: Observed, base: BaseModelResource) -> Versions:
 
 
 def _needed(seen: Observed, base: BaseModelResource) -> tuple[str, ...]:
-    named = [a.spec.source.adapter or a.spec.source.checkpoint for a in seen.adapters]
+    named = [native_version(a, base.spec.version) for a in seen.adapters]
     served = [base.status.version] if base.status.version else []
-    return tuple(dict.fromkeys([base.spec.version, *served, *(s.base_version for s in named if s is not None)]))
+    return tuple(dict.fromkeys([base.spec.version, *served, *named]))
 
 
 def _answers(record: VersionStatus, source: Source | None, wished: bool) -> bool:

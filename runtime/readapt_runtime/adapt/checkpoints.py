@@ -14,6 +14,7 @@ from readapt_runtime.adapt.factors import attached, side_factors
 from readapt_runtime.adapt.journal import Journal
 from readapt_runtime.adapt.retention import Retention, Yardstick, floor, holds, retention, text_losses
 from readapt_runtime.adapt.tuning import Evaluation
+from readapt_runtime.continual.blocks import Learned
 from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.progress import Log
 
@@ -29,6 +30,8 @@ class Candidate:
     parameters: dict[str, object] = field(default_factory=dict)
     """How it was made, in a few words: part of the variant's provenance."""
     evidence: dict[str, object] = field(default_factory=dict)
+    learned: Learned | None = None
+    """The blocks behind ``adapter``, where it is a sum of them."""
 
 
 @dataclass(frozen=True, slots=True)

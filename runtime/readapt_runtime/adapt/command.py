@@ -26,7 +26,7 @@ from readapt_api.contract import Decimal
 from readapt_runtime.out_folder import OUT_RULE
 
 
-def _decimal(says: str, bounds: Range) -> Any:
+def decimal_option(says: str, bounds: Range) -> Any:
     """An option whose value is a decimal within ``bounds``, written as in a resource."""
     decimal = TypeAdapter[str](Annotated[Decimal, bounds])
 
@@ -39,7 +39,7 @@ def _decimal(says: str, bounds: Range) -> Any:
     return typer.Option(metavar="X", help=says, callback=check)
 
 
-def _whole(says: str, bounds: Range) -> Any:
+def whole_option(says: str, bounds: Range) -> Any:
     return typer.Option(metavar="N", help=says, min=bounds.least, max=bounds.most)
 
 
@@ -69,14 +69,16 @@ def adapt(
     metric: Annotated[
         Metric, typer.Option(help="What the gate compares. Agreement with --inputs alone.")
     ] = Metric.ACCURACY,
-    min_retention: Annotated[str, _decimal("Share of Copy's retention to keep.", MIN_RETENTION)] = "0.9",
-    max_regression: Annotated[str, _decimal("What may be lost; 0.03 are 3 points, or nats.", MAX_REGRESSION)] = "0.03",
-    max_samples: Annotated[int, _whole("Most examples that the gate looks at.", MAX_SAMPLES)] = 3000,
-    trials: Annotated[int, _whole("Points of the search.", TRIALS)] = 8,
-    max_steps: Annotated[int, _whole("Most steps of tuning.", MAX_STEPS)] = 300,
-    learning_rate: Annotated[str, _decimal("Of tuning.", LEARNING_RATE)] = "2e-4",
-    batch_size: Annotated[int, _whole("Examples of one step of tuning.", BATCH_SIZE)] = 8,
-    confidence: Annotated[str, _decimal("Of the gate.", CONFIDENCE)] = "0.95",
+    min_retention: Annotated[str, decimal_option("Share of Copy's retention to keep.", MIN_RETENTION)] = "0.9",
+    max_regression: Annotated[
+        str, decimal_option("What may be lost; 0.03 are 3 points, or nats.", MAX_REGRESSION)
+    ] = "0.03",
+    max_samples: Annotated[int, whole_option("Most examples that the gate looks at.", MAX_SAMPLES)] = 3000,
+    trials: Annotated[int, whole_option("Points of the search.", TRIALS)] = 8,
+    max_steps: Annotated[int, whole_option("Most steps of tuning.", MAX_STEPS)] = 300,
+    learning_rate: Annotated[str, decimal_option("Of tuning.", LEARNING_RATE)] = "2e-4",
+    batch_size: Annotated[int, whole_option("Examples of one step of tuning.", BATCH_SIZE)] = 8,
+    confidence: Annotated[str, decimal_option("Of the gate.", CONFIDENCE)] = "0.95",
 ) -> None:
     """Carry a LoRA adapter from one version of its base to another, and prove that it is as good as before.
 

@@ -122,6 +122,15 @@ def split(
     )
 
 
+def union(parts: Sequence[Splits]) -> Splits:
+    """The splits of several tasks as those of one: each example stays where it was, unless its prompt is in two tasks.
+
+    Raises BadData when there are more than MAX_CHOICES labels.
+    """
+    merged = {name: [e for part in parts for e in getattr(part, name)] for name in ("train", "search", "stopping")}
+    return split(merged["train"], [*merged["search"], *merged["stopping"]], [e for part in parts for e in part.gate])
+
+
 def _split_inputs(inputs: Sequence[str], metric: Metric) -> Splits:
     """Two fifths for the gate, one for search and stopping, two for training."""
     if not inputs:

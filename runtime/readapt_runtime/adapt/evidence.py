@@ -10,6 +10,9 @@ import transformers
 from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.scoring import METRIC_VERSION
 
+EVIDENCE = "evidence.json"
+"""In the output folder of a command."""
+
 
 def circumstances(base: LoadedBase) -> dict[str, object]:
     """Versions, number format and threads; no host, no times."""

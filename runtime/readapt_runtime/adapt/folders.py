@@ -22,20 +22,17 @@ from readapt_api.jobs import AdaptationSettings, AdaptItem, AdaptRequest, GateSe
 from readapt_runtime.adapt import ladder
 from readapt_runtime.adapt.base import fix_threads, load_base
 from readapt_runtime.adapt.data import Splits, read_examples, read_inputs, split
-from readapt_runtime.adapt.evidence import circumstances
+from readapt_runtime.adapt.evidence import EVIDENCE, circumstances
 from readapt_runtime.adapt.item import Item, Move
 from readapt_runtime.adapt.repair import Repaired, repair
 from readapt_runtime.difference import CheckpointPair
 from readapt_runtime.drift import measure, read_drift
 from readapt_runtime.examples import BadData
 from readapt_runtime.lora_format import LoraAdapter, read_adapter, write_adapter
-from readapt_runtime.out_folder import make_out
+from readapt_runtime.out_folder import PROGRESS, make_out
 from readapt_runtime.progress import ConsoleLog, Log
 from readapt_runtime.report.keeping import write_report
 from readapt_runtime.store import Store
-
-EVIDENCE = "evidence.json"
-_PROGRESS = ".progress"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ def adapt_folders(folders: Folders, adaptation: AdaptationSettings, gate: GateSe
         return _copy(folders, adaptation, adapter, time.monotonic() - begin)
     splits = _read_splits(folders, adaptation, gate)
     fix_threads()
-    progress = folders.out / _PROGRESS
+    progress = folders.out / PROGRESS
     with ConsoleLog() as log:
         old, new = (load_base(folder, digest_path(folder)) for folder in (folders.old_base, folders.new_base))
         log.progress(0.0, "measuring the drift of the base")

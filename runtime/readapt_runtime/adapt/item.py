@@ -10,6 +10,7 @@ from readapt_api.digest import hex_of
 from readapt_api.jobs import AdaptationSettings, GateSettings
 from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.data import Splits
+from readapt_runtime.continual.blocks import Learned
 from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.lowrank import LowRank
 
@@ -37,8 +38,14 @@ class Item:
     gate: GateSettings
     input_hash: Digest
     """Names the work, wherever it is done and whatever it is grouped with."""
+    learned: Learned | None = None
+    """The blocks behind ``adapter``, when it learned task after task."""
 
     @property
     def seed(self) -> int:
-        """Equal work is done with equal dice."""
-        return int(hex_of(self.input_hash)[:6], 16)
+        return seed_of(self.input_hash)
+
+
+def seed_of(input_hash: Digest) -> int:
+    """Equal work is done with equal dice."""
+    return int(hex_of(input_hash)[:6], 16)

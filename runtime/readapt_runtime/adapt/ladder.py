@@ -32,8 +32,11 @@ VERDICTS = {
 }
 
 
-def rungs_of(policy: Policy, splits: Splits) -> tuple[Origin, ...]:
-    """In order; those of the policy that can be climbed with the examples. Raises BadData where they are too few."""
+def rungs_of(policy: Policy, splits: Splits, learned: bool = False) -> tuple[Origin, ...]:
+    """In order; those of the policy that can be climbed with the examples. Raises BadData where they are too few.
+
+    An adapter that ``learned`` task after task has its magnitudes fitted before its directions are touched.
+    """
     rungs = tuple(origin for origin in RUNGS[policy] if splits.labelled or origin not in _NEED_LABELS)
     if not rungs:
         raise BadData(
@@ -41,6 +44,9 @@ def rungs_of(policy: Policy, splits: Splits) -> tuple[Origin, ...]:
         )
     if rungs != (Origin.COPIED,):
         splits.require_tuning()
+    if learned and splits.choices and Origin.RELORA in rungs:
+        at = 1 if rungs[0] is Origin.COPIED else 0
+        return (*rungs[:at], Origin.REFITTED, *rungs[at:])
     return rungs
 
 

@@ -29,6 +29,7 @@ from readapt_runtime.adapt.retention import Retention, Yardstick, cached_yardsti
 from readapt_runtime.adapt.rungs import Candidates
 from readapt_runtime.adapt.share import Share
 from readapt_runtime.adapt.suitability import Effect, require_effect, require_room
+from readapt_runtime.continual.blocks import Learned
 from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.progress import Log
 from readapt_runtime.store import Store
@@ -45,6 +46,8 @@ class Repaired:
     parameters: dict[str, object]
     """How the last rung made its candidate: α, β, whether it was tuned; empty for Copy."""
     evidence: dict[str, object]
+    learned: Learned | None = None
+    """The blocks behind ``adapter``, where it is a sum of them."""
 
 
 _RETENTION: TypeAdapter[Retention | None] = TypeAdapter(Retention | None)
@@ -74,7 +77,7 @@ class _Climb:
     def run(self) -> Repaired:
         begin = time.monotonic() - self.journal.earlier_seconds
         item = self.item
-        ways = ladder.rungs_of(item.adaptation.policy, item.splits)
+        ways = ladder.rungs_of(item.adaptation.policy, item.splits, item.learned is not None)
         require_room(self.move.new, item.splits)
         measure = Measure.of(item.gate.metric, item.splits, self.move.old)
         exam = Exam(measure, self._old(item.splits.stopping, measure, "stopping"), float(item.gate.max_regression))
@@ -101,6 +104,7 @@ class _Climb:
             time.monotonic() - begin,
             candidate.parameters,
             self._evidence(yardstick, effect),
+            candidate.learned if passed else None,
         )
 
     def _compare(self, adapter: LoraAdapter, origin: Origin, measure: Measure, rungs: int, log: Log) -> Comparison:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
+from pydantic import TypeAdapter
+
 from readapt_api.adaptation import Metric
 from readapt_api.artifacts import Origin
 from readapt_runtime.adapt.checkpoints import Candidate, Checkpoints
@@ -22,16 +24,20 @@ from readapt_runtime.adapt.item import Item, Move
 from readapt_runtime.adapt.journal import Journal
 from readapt_runtime.adapt.refresh import Refresh
 from readapt_runtime.adapt.relora import Relora
-from readapt_runtime.adapt.retention import Retention, Yardstick, cached_replay, floor, holds
+from readapt_runtime.adapt.retention import Retention, Yardstick, cached_replay, floor, holds, retention, text_losses
 from readapt_runtime.adapt.retrain import RATES, Retrain
 from readapt_runtime.adapt.share import Share
 from readapt_runtime.adapt.teacher import Teacher
 from readapt_runtime.adapt.tokens import Encoded, encode, mean_losses
 from readapt_runtime.adapt.transported import Transport
 from readapt_runtime.adapt.tuning import Tuning
+from readapt_runtime.continual.blocks import Learned, fold
+from readapt_runtime.continual.refit import gains_of, refit
 from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.progress import Log
 from readapt_runtime.store import Store
+
+_MAGNITUDES = TypeAdapter(dict[str, list[float]])
 
 
 @dataclass(slots=True)
@@ -57,6 +63,8 @@ class Candidates:
         Raises BadData, Diverged.
         """
         match origin:
+            case Origin.REFITTED if self.item.learned is not None:
+                return self._refit(self.item.learned, log)
             case Origin.TRANSPORTED:
                 return self._transport(log)
             case Origin.RELORA:
@@ -66,7 +74,23 @@ class Candidates:
             case Origin.RETRAINED:
                 return self._retrain(log)
             case _:
-                return Candidate(self.item.adapter, self.of_copy)
+                return Candidate(self.item.adapter, self.of_copy, learned=self.item.learned)
+
+    def _refit(self, learned: Learned, log: Log) -> Candidate:
+        item, new = self.item, self.move.new
+
+        def fit() -> dict[str, list[float]]:
+            share = Share(log, 0.0, 0.8)
+            return refit(new, learned, item.splits, self._replay(), item.adaptation, item.seed, share).magnitudes
+
+        with self.timed("refit"):
+            magnitudes = self.journal.once("magnitudes", _MAGNITUDES, fit)
+            fitted = learned.with_magnitudes(magnitudes)
+            adapter = fold(fitted, item.adapter.rank).adapter
+            with attached(new.model, side_factors(adapter, new.dtype)):
+                kept = retention(self.yardstick, text_losses(new, self.yardstick.tokens))
+        gains = gains_of(learned, fitted)
+        return Candidate(adapter, kept, {"gainLeast": min(gains), "gainMost": max(gains)}, learned=fitted)
 
     def _transport(self, log: Log) -> Candidate:
         with self.timed("transport"):

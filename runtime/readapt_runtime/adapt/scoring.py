@@ -88,12 +88,17 @@ def grow(tails: Sequence[tuple[int, ...]]) -> Trie:
 @torch.inference_mode()
 def choice_scores(base: LoadedBase, questions: Sequence[Question]) -> Tensor:
     """[questions, choices] fp64 length-normalised log-likelihoods, for whatever is attached to the base now."""
-    scores = torch.empty(len(questions), len(questions[0].trie.reads), dtype=torch.float64)
+    found = torch.empty(len(questions), len(questions[0].trie.reads), dtype=torch.float64)
     lengths = [len(q.context) + len(q.trie.tokens) for q in questions]
     for batch in batches(lengths, [1 + len(q.trie.tokens) for q in questions]):
-        for index, row in zip(batch, _log_probabilities(base, [questions[i] for i in batch]), strict=True):
-            scores[index] = _look_up(row, questions[index].trie)
-    return scores
+        found[batch] = scores(base, [questions[i] for i in batch])
+    return found
+
+
+def scores(base: LoadedBase, questions: Sequence[Question]) -> Tensor:
+    """[questions, choices] fp64, the same in one forward pass and with gradient; equally many choices each."""
+    rows = _log_probabilities(base, questions)
+    return torch.stack([_look_up(row, q.trie) for row, q in zip(rows, questions, strict=True)])
 
 
 def _look_up(row: Tensor, trie: Trie) -> Tensor:

@@ -190,7 +190,7 @@ def tune(
 
 def _steps(base: LoadedBase, training: Training, lessons: Lessons, settings: Tuning, done: int) -> Iterator[float]:
     """The answer loss of one optimiser step after the other, ``done`` of which were taken before."""
-    order = _shuffled_batches([len(r.ids) for r in lessons.examples], settings)
+    order = shuffled_batches([len(r.ids) for r in lessons.examples], settings.batch_size, settings.seed)
     for step, batch in islice(enumerate(order), done, settings.max_steps):
         with attached(base.model, training.factors):
             answer = answer_losses(base, [lessons.examples[i] for i in batch]).mean()
@@ -240,10 +240,9 @@ def _replay(base: LoadedBase, text: Sequence[Sequence[int]], settings: Tuning, s
     return text_loss(base, [text[(begin + i) % len(text)] for i in range(settings.replay_rows)]).mean()
 
 
-def _shuffled_batches(lengths: Sequence[int], settings: Tuning) -> Iterator[list[int]]:
+def shuffled_batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
     """Index batches without end, a new order in every epoch."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    size = settings.batch_size
+    generator = torch.Generator().manual_seed(seed)
     while True:
         order: list[int] = torch.randperm(len(lengths), generator=generator).tolist()
         for begin in range(0, len(order), size * _CHUNK_BATCHES):

@@ -11,10 +11,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
-
 from readapt_api.adaptation import GateMode
-from readapt_api.artifacts import PROBE, ArtifactKind, FactorBlock, Origin, Provenance
+from readapt_api.artifacts import FactorBlock, Origin, Provenance
 from readapt_api.conditions import GATE_SKIPPED
 from readapt_api.contract import Digest
 from readapt_api.errors import Terminal
@@ -26,16 +24,15 @@ from readapt_runtime.adapt.evidence import circumstances
 from readapt_runtime.adapt.item import Item, Move
 from readapt_runtime.adapt.repair import Repaired, repair
 from readapt_runtime.adapt.share import Share
+from readapt_runtime.continual.blocks import Learned
+from readapt_runtime.continual.files import factor_blocks, is_learned, read_learned, write_learned
 from readapt_runtime.drift import read_drift
 from readapt_runtime.jobs.recorded import recorded_outcome
+from readapt_runtime.jobs.variant import publish_variant
 from readapt_runtime.lora_format import LoraAdapter, base_shapes, read_adapter, write_adapter
-from readapt_runtime.probe import candidate_prompts, record
-from readapt_runtime.probe_file import save_probe, write_probe
 from readapt_runtime.progress import Log
 from readapt_runtime.report.keeping import keep_report
 from readapt_runtime.store import Store
-
-_PROBE_TEXTS = 8
 
 
 class WrongBase(Terminal):
@@ -74,23 +71,24 @@ class _Work:
         if reference.manifest.base != self._request.old_base:
             raise WrongBase(f"{request.name}: the reference variant belongs to {reference.manifest.base}")
         adapter = read_adapter(reference.path, base_shapes(self._new.path), manifest=reference.manifest)
+        learned = read_learned(reference.path) if is_learned(reference.manifest) else None
         if request.data is None or request.gate.mode is GateMode.SKIP:
-            outcome = self._copy(request, adapter)
+            outcome = self._copy(request, adapter, learned)
         else:
-            outcome = self._repair(request, adapter, request.data, log)
+            outcome = self._repair(request, adapter, learned, request.data, log)
         self._store.write_result(outcome.input_hash, outcome)
         self._store.drop_progress(outcome.input_hash)
         seconds = outcome.repair_seconds
         log.info("adapted", adapter=request.name, passed=outcome.passed, reason=outcome.reason, seconds=seconds)
         return outcome
 
-    def _copy(self, request: AdaptItem, adapter: LoraAdapter) -> Outcome:
+    def _copy(self, request: AdaptItem, adapter: LoraAdapter, learned: Learned | None) -> Outcome:
         """The old weights as they are, compared with nothing."""
         begin = time.monotonic()
         with self._store.stage() as folder:
-            write_adapter(folder, adapter, self._request.new_base)
-            write_probe(folder, self._new)
-            variant = self._publish(request, folder, adapter, Origin.COPIED, {})
+            blocks = self._write(folder, adapter, learned)
+            provenance = self._provenance(request, Origin.COPIED, {})
+            variant = publish_variant(self._store, folder, self._new, None, adapter.rank, provenance, blocks=blocks)
         return Outcome(
             name=request.name,
             input_hash=self._request.item_hash(request),
@@ -103,7 +101,9 @@ class _Work:
             message="Copied: the old weights, compared with nothing because the gate is skipped",
         )
 
-    def _repair(self, request: AdaptItem, adapter: LoraAdapter, data: Digest, log: Log) -> Outcome:
+    def _repair(
+        self, request: AdaptItem, adapter: LoraAdapter, learned: Learned | None, data: Digest, log: Log
+    ) -> Outcome:
         item = Item(
             name=request.name,
             adapter=adapter,
@@ -113,6 +113,7 @@ class _Work:
             adaptation=request.adaptation,
             gate=request.gate,
             input_hash=self._request.item_hash(request),
+            learned=learned,
         )
         move = self._load()
         repaired = repair(move, item, self._store, log)
@@ -146,36 +147,26 @@ class _Work:
         if repaired.adapter is None or repaired.origin is None:
             return None
         with self._store.stage() as folder:
-            write_adapter(folder, repaired.adapter, self._request.new_base)
-            self._record_probe(folder, item, move)
-            return self._publish(request, folder, repaired.adapter, repaired.origin, repaired.parameters)
+            blocks = self._write(folder, repaired.adapter, repaired.learned)
+            provenance = self._provenance(request, repaired.origin, repaired.parameters)
+            rank, texts = repaired.adapter.rank, [example.prompt for example in item.splits.gate]
+            return publish_variant(self._store, folder, self._new, move.new, rank, provenance, texts, blocks)
 
-    def _publish(
-        self, request: AdaptItem, folder: Path, adapter: LoraAdapter, origin: Origin, parameters: dict[str, object]
-    ) -> Digest:
-        manifest = self._store.publish(
-            ArtifactKind.VARIANT,
-            folder,
-            base=self._request.new_base,
-            rank=adapter.rank,
-            blocks=(FactorBlock(),),
-            provenance=Provenance(
-                origin=origin,
-                source=request.reference,
-                input_hash=self._request.item_hash(request),
-                parameters={name: str(value) for name, value in parameters.items()},
-            ),
-            attachments=(PROBE,),
+    def _write(self, folder: Path, adapter: LoraAdapter, learned: Learned | None) -> tuple[FactorBlock, ...]:
+        """The variant's files; a sum of blocks keeps them."""
+        if learned is None:
+            write_adapter(folder, adapter, self._request.new_base)
+            return (FactorBlock(),)
+        write_learned(folder, learned, self._request.new_base, adapter.rank)
+        return factor_blocks(learned)
+
+    def _provenance(self, request: AdaptItem, origin: Origin, parameters: dict[str, object]) -> Provenance:
+        return Provenance(
+            origin=origin,
+            source=request.reference,
+            input_hash=self._request.item_hash(request),
+            parameters={name: str(value) for name, value in parameters.items()},
         )
-        return manifest.digest
-
-    def _record_probe(self, folder: Path, item: Item, move: Move) -> None:
-        """In fp32 whatever the repair ran in: the probe is what other processes are compared with."""
-        base = move.new
-        if base.dtype != torch.float32:
-            base = load_base(self._new.path, self._request.new_base, torch.float32)
-        texts = [example.prompt for example in item.splits.gate[:_PROBE_TEXTS]]
-        save_probe(folder, record(base.model, folder, candidate_prompts(base.tokenizer, texts)))
 
     def _evidence(self, request: AdaptItem, item: Item, move: Move, repaired: Repaired) -> dict[str, object]:
         return {

@@ -25,8 +25,10 @@ from readapt_api.jobs import (
     ExtractRequest,
     FetchRequest,
     JobKind,
+    LearnRequest,
     Request,
     Summary,
+    TrainRequest,
 )
 from readapt_runtime.jobs.recorded import recorded
 from readapt_runtime.jobs.summary import failure, write
@@ -106,6 +108,14 @@ def answer(request: Request, store: Store, log: Log) -> Summary:
             from readapt_runtime.jobs.extract import run as extract
 
             return Summary(kind=JobKind.EXTRACT, ok=True, outcomes=(extract(request, store, log),))
+        case TrainRequest():
+            from readapt_runtime.jobs.train import run as train
+
+            return Summary(kind=JobKind.TRAIN, ok=True, outcomes=(train(request, store, log),))
+        case LearnRequest():
+            from readapt_runtime.jobs.learn import run as learn
+
+            return Summary(kind=JobKind.LEARN, ok=True, outcomes=(learn(request, store, log),))
         case AdaptRequest():
             from readapt_runtime.jobs.adapt import run as adapt
 

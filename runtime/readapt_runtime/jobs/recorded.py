@@ -14,9 +14,11 @@ from readapt_api.jobs import (
     DriftRequest,
     ExtractRequest,
     JobKind,
+    LearnRequest,
     Outcome,
     Request,
     Summary,
+    TrainRequest,
 )
 from readapt_runtime.store import Store
 
@@ -28,10 +30,10 @@ def recorded(request: Request, store: Store) -> Summary | None:
             drift = store.read_result(request.input_hash, DriftOutcome)
             if drift is not None and store.has(drift.digest):
                 return Summary(kind=JobKind.DRIFT, ok=True, drift=drift)
-        case ExtractRequest():
+        case ExtractRequest() | TrainRequest() | LearnRequest():
             outcome = recorded_outcome(store, request.input_hash, request.name)
             if outcome is not None:
-                return Summary(kind=JobKind.EXTRACT, ok=True, outcomes=(outcome,))
+                return Summary(kind=request.kind, ok=True, outcomes=(outcome,))
         case AdaptRequest():
             outcomes = [recorded_outcome(store, request.item_hash(item), item.name) for item in request.items]
             found = tuple(outcome for outcome in outcomes if outcome is not None)
@@ -41,8 +43,9 @@ def recorded(request: Request, store: Store) -> Summary | None:
 
 
 def recorded_outcome(store: Store, input_hash: Digest, name: str) -> Outcome | None:
-    """The recorded outcome of one item under its present name, when the variant it names is still there."""
+    """The recorded outcome of one item under its present name, when what it names is still there."""
     outcome = store.read_result(input_hash, Outcome)
-    if outcome is None or (outcome.variant is not None and not store.has(outcome.variant)):
+    named = () if outcome is None else [digest for digest in (outcome.variant, outcome.data) if digest is not None]
+    if outcome is None or not all(store.has(digest) for digest in named):
         return None
     return outcome.model_copy(update={"name": name})

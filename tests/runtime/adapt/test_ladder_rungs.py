@@ -66,6 +66,23 @@ def test_the_ladder_stops_at_the_first_rung_that_passes(
 
 
 @pytest.mark.parametrize(
+    ("policy", "splits", "expected"),
+    [
+        ("Auto", LABELLED, [Origin.COPIED, Origin.REFITTED, Origin.TRANSPORTED]),
+        ("ReLoRA", LABELLED, [Origin.REFITTED, Origin.RELORA]),
+        ("Copy", LABELLED, [Origin.COPIED]),
+        ("Retrain", LABELLED, [Origin.RETRAINED]),
+        ("Auto", UNLABELLED, [Origin.COPIED, Origin.TRANSPORTED, Origin.REFRESHED]),
+    ],
+)
+def test_what_learned_task_after_task_has_its_magnitudes_fitted_first(
+    policy: str, splits: Splits, expected: list[Origin]
+) -> None:
+    assert list(rungs_of(Policy(policy), splits, learned=True))[: len(expected)] == expected
+    assert Origin.REFITTED not in rungs_of(Policy(policy), splits)
+
+
+@pytest.mark.parametrize(
     ("policy", "expected"),
     [
         ("Auto", [Origin.COPIED, Origin.TRANSPORTED, Origin.REFRESHED]),

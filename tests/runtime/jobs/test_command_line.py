@@ -30,7 +30,9 @@ sys.exit(code or bool(heavy))
 """
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["adapt"], ["extract"], ["drift"], ["digest"], ["report"]], ids=str)
+@pytest.mark.parametrize(
+    "command", [[], ["serve"], ["train"], ["learn"], ["adapt"], ["extract"], ["drift"], ["digest"], ["report"]], ids=str
+)
 def test_help_loads_nothing_heavy_and_shows_how(command: list[str]) -> None:
     script = [sys.executable, "-c", _HELP, *command, "--help"]
     shown = subprocess.run(script, check=True, capture_output=True, text=True).stdout
@@ -317,6 +319,8 @@ MOVE = ["--old-base", "no", "--new-base", "no", "--adapter", "no", "--train", "n
 COMMANDS = {
     "drift": ["drift", "--from", "no", "--to", "no"],
     "extract": ["extract", "--base", "no", "--finetuned", "no", "--rank", "8"],
+    "train": ["train", "--base", "no", "--train", "no", "--validation", "no"],
+    "learn": ["learn", "--base", "no", "--task", "a=no"],
     "adapt": ["adapt", *MOVE],
 }
 

@@ -27,9 +27,11 @@ from readapt_api.jobs import (
     GateVerdict,
     Interval,
     JobKind,
+    LearnRequest,
     Outcome,
     RungResult,
     Summary,
+    TrainRequest,
 )
 from readapt_api.serving import (
     SHARD_FILE,
@@ -196,6 +198,8 @@ class World:
             "fetch": FetchRequest,
             "drift": DriftRequest,
             "extract": ExtractRequest,
+            "train": TrainRequest,
+            "learn": LearnRequest,
             "adapt": AdaptRequest,
         }
         kind = job["metadata"]["labels"][labels.JOB_KIND]
@@ -307,6 +311,8 @@ def succeed(request: Any) -> Summary:
         digest = digest_of({"drift": [request.old_base, request.new_base]})
         found = DriftOutcome(input_hash=request.input_hash, digest=digest, relative_norm=0.0123, captured_energy=0.9)
         return Summary(kind=kind, ok=True, drift=found)
+    if isinstance(request, TrainRequest | LearnRequest):
+        return Summary(kind=kind, ok=True, outcomes=(made(request),))
     return Summary(kind=kind, ok=True, outcomes=(passed(request),))
 
 
@@ -316,6 +322,31 @@ def _fetched(request: FetchRequest) -> FetchOutcome:
     variant = native_variant(uris[0], request.base or "") if request.role is FetchRole.ADAPTER else None
     rank = 8 if variant else None
     return FetchOutcome(input_hash=request.input_hash, digest=digest, size_bytes=1, variant=variant, rank=rank)
+
+
+def trained_variant(*data: str, base: str) -> str:
+    """Of what was trained, or learned task after task, from these examples."""
+    return digest_of({"learned": list(data), "base": base})
+
+
+def made(request: TrainRequest | LearnRequest) -> Outcome:
+    """A variant that no gate judges."""
+    learns = isinstance(request, LearnRequest)
+    data = [task.data for task in request.tasks] if isinstance(request, LearnRequest) else [request.data]
+    origin = Origin.INCREMENTAL if learns else Origin.TRAINED
+    return Outcome(
+        name=request.name,
+        input_hash=request.input_hash,
+        passed=True,
+        variant=trained_variant(*data, base=request.base),
+        origin=origin,
+        rank=8,
+        rungs=(_rung(origin, 0.9, GateVerdict.NOT_NEEDED),),
+        repair_seconds=40.0,
+        reason="GateNotNeeded",
+        message="accuracy 90.0%",
+        data=digest_of({"together": data}) if learns else None,
+    )
 
 
 def passed(request: ExtractRequest | AdaptRequest) -> Outcome:
@@ -390,10 +421,7 @@ def lora_adapter(name: str, source: Doc | None = None, data: bool = True, **spec
         **spec,
     }
     if data:
-        body["data"] = {
-            "train": {"uri": f"pvc://data/{name}/train.jsonl"},
-            "validation": {"uri": f"pvc://data/{name}/validation.jsonl"},
-        }
+        body["data"] = _data(name)
     return {
         "apiVersion": "readapt.dev/v1alpha1",
         "kind": "LoRAAdapter",
@@ -404,3 +432,12 @@ def lora_adapter(name: str, source: Doc | None = None, data: bool = True, **spec
 
 def checkpoint(name: str) -> Doc:
     return {"checkpoint": {"uri": f"pvc://checkpoints/{name}", "baseVersion": "v1"}}
+
+
+def tasks(*names: str) -> Doc:
+    """A source that learns these in order."""
+    return {"tasks": [{"name": name, "data": _data(name)} for name in names]}
+
+
+def _data(name: str) -> Doc:
+    return {split: {"uri": f"pvc://data/{name}/{split}.jsonl"} for split in ("train", "validation")}

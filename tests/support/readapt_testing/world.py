@@ -5,7 +5,7 @@ A ``World`` is put together by ``worlds`` in ``tests/control_plane/conftest.py``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,16 @@ class World:
         source = {"uri": f"pvc://{MODELS_CLAIM}/checkpoint", "baseVersion": "v1", "rank": {"fixed": 32}}
         return self._apply_adapter(name, {"checkpoint": source | {"maxRank": 32}}, "checkpoint", spec)
 
+    def apply_trained(self, name: str, **train: Any) -> Object:
+        """A LoRAAdapter that is trained from the adapter's examples."""
+        return self._apply_adapter(name, {"train": train}, "adapter", {})
+
+    def apply_tasks(self, name: str, tasks: Sequence[str], **settings: Any) -> Object:
+        """A LoRAAdapter that learns what lies in ``data/TASK`` of the models' claim, in this order."""
+        listed = [{"name": task, "data": _splits(task), **settings} for task in tasks]
+        body = {"baseModelRef": {"name": BASE}, "source": {"tasks": listed}, "adaptation": ADAPTATION, "gate": GATE}
+        return self._apply("LoRAAdapter", name, body)
+
     def wish(self, version: str) -> None:
         """Changes ``spec.version``: the one line that starts an upgrade or a roll-back."""
         self.kube.patch("BaseModel", BASE, {"spec": {"version": version}}, self.namespace)
@@ -129,12 +139,10 @@ class World:
         return found
 
     def _apply_adapter(self, name: str, source: Object, data: str, spec: dict[str, Any]) -> Object:
-        uri = f"pvc://{MODELS_CLAIM}/data/{data}"
-        splits = {split: {"uri": f"{uri}/{split}.jsonl"} for split in ("train", "validation", "test")}
         body = {
             "baseModelRef": {"name": BASE},
             "source": source,
-            "data": splits,
+            "data": _splits(data),
             "adaptation": ADAPTATION,
             "gate": GATE,
         }
@@ -143,6 +151,11 @@ class World:
     def _apply(self, kind: str, name: str, spec: Object) -> Object:
         document = {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
         return self.kube.apply(document, self.namespace)
+
+
+def _splits(data: str) -> Object:
+    uri = f"pvc://{MODELS_CLAIM}/data/{data}"
+    return {split: {"uri": f"{uri}/{split}.jsonl"} for split in ("train", "validation", "test")}
 
 
 def condition_of(found: Object, kind: str) -> Object | None:

@@ -1,0 +1,125 @@
+"""Learns one task: the newest factors and the magnitudes of all earlier directions, by gradient descent.
+
+Hung beside the frozen base are the earlier directions (their factors fixed, their magnitudes learned) and an ordinary
+LoRA of the new task. Magnitudes are learned as gains relative to where they were, so that one learning rate fits all
+sizes; the newest one is part of the factors' product until the task is frozen. At the start of a task the new product
+is zero and all gains are 1: the function is that of the end of the last task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import get_cosine_schedule_with_warmup
+
+from readapt_runtime.adapt.base import LoadedBase
+from readapt_runtime.adapt.errors import Diverged
+from readapt_runtime.adapt.factors import SideFactors, attached
+from readapt_runtime.adapt.training import trainable
+from readapt_runtime.adapt.tuning import shuffled_batches
+from readapt_runtime.continual.blocks import Learned
+from readapt_runtime.lora_format import LoraAdapter, LoraModule
+
+Loss = Callable[[Sequence[int]], Tensor]
+"""Indices of a batch's examples -> the scalar to be descended, for whatever is attached to the base now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a task is learned."""
+
+    max_steps: int
+    learning_rate: float
+    """Of the factors."""
+    batch_size: int
+    seed: int
+    gain_rate: float = 1e-2
+    """Learning rate of the magnitudes, relative to their size."""
+    warmup_share: float = 0.05
+    clip: float = 1.0
+
+
+class Pupil:
+    """What is being learned, on the base that it is learned on."""
+
+    def __init__(self, base: LoadedBase, learned: Learned, start: LoraAdapter, seed: int) -> None:
+        """``start``: the new task's LoRA; rows and columns that are both zero get a random A (``trainable``)."""
+        self._base = base
+        self._learned = learned
+        self._start = start
+        self.current = trainable(start, seed)
+        self.gains = {name: torch.ones(len(learned.holding(name)), requires_grad=True) for name in learned.modules}
+        self._directions = {name: _Directions.of(learned, name, base.dtype) for name in learned.modules}
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Beside the base within the block, with gradient to factors and gains."""
+        earlier = {name: self._directions[name].times(gain) for name, gain in self.gains.items()}
+        with attached(self._base.model, earlier), attached(self._base.model, self.current):
+            yield
+
+    def outcome(self) -> tuple[Learned, LoraAdapter]:
+        """The earlier blocks with their new magnitudes, and the new task's factors."""
+        magnitudes = {
+            name: [b.magnitudes[name] * g for b, g in zip(self._learned.holding(name), gain.tolist(), strict=True)]
+            for name, gain in self.gains.items()
+        }
+        modules = {
+            name: LoraModule(name, side.a.detach().clone(), side.b.detach().clone(), self._start.modules[name].scale)
+            for name, side in self.current.items()
+        }
+        return self._learned.with_magnitudes(magnitudes), LoraAdapter(modules)
+
+
+@dataclass(frozen=True, slots=True)
+class _Directions:
+    """The earlier directions of one module, side by side in the base's dtype."""
+
+    a: Tensor  # [Σ ranks, in]
+    b: Tensor  # [out, Σ ranks]
+    magnitudes: Tensor  # [blocks]
+    ranks: Tensor  # [blocks]
+
+    @classmethod
+    def of(cls, learned: Learned, name: str, dtype: torch.dtype) -> _Directions:
+        blocks = learned.holding(name)
+        directions = [block.directions[name] for block in blocks]
+        return cls(
+            torch.cat([d.right for d in directions]).to(dtype),
+            torch.cat([d.left for d in directions], dim=1).to(dtype),
+            torch.tensor([block.magnitudes[name] for block in blocks]),
+            torch.tensor([d.rank for d in directions]),
+        )
+
+    def times(self, gains: Tensor) -> SideFactors:
+        return SideFactors(self.a, self.b, (self.magnitudes * gains).repeat_interleave(self.ranks))
+
+
+def descend(pupil: Pupil, loss: Loss, lengths: Sequence[int], course: Course) -> Iterator[float]:
+    """The loss of one optimiser step after the other; ``lengths`` of the examples, for batches of little padding.
+
+    Raises Diverged when a loss is not finite.
+    """
+    factors = [p for side in pupil.current.values() for p in (side.a, side.b)]
+    gains = list(pupil.gains.values())
+    groups = [{"params": factors, "lr": course.learning_rate}, {"params": gains, "lr": course.gain_rate}]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
+    warmup = math.ceil(course.warmup_share * course.max_steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, course.max_steps)
+    order = shuffled_batches(lengths, course.batch_size, course.seed)
+    for step in range(course.max_steps):
+        with pupil.attached():
+            found = loss(next(order))
+        if not bool(torch.isfinite(found)):
+            raise Diverged(f"the training loss at step {step + 1} is {found.item()}; try a smaller learning rate")
+        optimizer.zero_grad()
+        found.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_([*factors, *gains], course.clip)
+        optimizer.step()
+        schedule.step()
+        yield float(found.detach())
