@@ -65,6 +65,7 @@ def test_behind_a_red_gate_no_server_starts_and_no_number_is_told(
     assert "no speed is reported: mixed-" in err
 
 
+@pytest.mark.fault
 def test_a_measured_server_fills_the_table_and_the_records(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

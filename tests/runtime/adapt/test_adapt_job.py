@@ -193,6 +193,7 @@ DEATHS = ((Relora, "_measure", 3), (Training, "step", 25), (Training, "step", 20
 """In the search, in the tuning before and after its first checkpoint, between the variant and its result."""
 
 
+@pytest.mark.fault
 def test_an_equal_job_elsewhere_that_dies_four_times_makes_the_same_variant_and_keeps_what_it_did(
     world: Any, tmp_path: Path, published: Published, outcome: Outcome, log: io.StringIO, monkeypatch: Any
 ) -> None:
@@ -357,13 +358,13 @@ def test_metrics_that_need_labels_are_refused_without(unlabelled: Published) -> 
 
 
 def test_retrain_starts_from_scratch_and_chooses_its_learning_rate(world: Any, published: Published) -> None:
-    settings = SETTINGS.model_copy(update={"policy": Policy.RETRAIN, "learning_rate": "1e-3", "max_steps": 30})
-    request = published.asking(adaptation=settings, gate=GATE.model_copy(update={"max_regression": "0.8"}))
+    settings = SETTINGS.model_copy(update={"policy": Policy.RETRAIN, "learning_rate": "1e-2", "max_steps": 40})
+    request = published.asking(adaptation=settings, gate=GATE.model_copy(update={"max_regression": "0.6"}))
     outcome = run(request, published.store, JsonLog(io.StringIO()))[0]
     (rung,) = outcome.rungs
     assert (rung.origin, rung.verdict) == (Origin.RETRAINED, GateVerdict.PASSED), rung.message
     runs = evidence_of(published, outcome)["retrained"]["runs"]
-    assert [each["learningRate"] for each in runs] == pytest.approx([4e-3, 1e-3, 1.6e-2])
+    assert [each["learningRate"] for each in runs] == pytest.approx([4e-2, 1e-2, 1.6e-1])
     assert all(each["curve"][0]["score"] < 0.3 for each in runs), "from scratch"
     best = max(runs, key=lambda each: max(c["score"] for c in each["curve"] if c["feasible"]))
     assert evidence_of(published, outcome)["retrained"]["learningRate"] == best["learningRate"]

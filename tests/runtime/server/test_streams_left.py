@@ -139,6 +139,7 @@ def test_a_client_may_go_away_after_any_token(server: Running, expected: dict[st
     _assert_nothing_is_in_use(server)
 
 
+@pytest.mark.fault
 def test_what_nobody_reads_takes_little_memory(tiny: Tiny) -> None:
     arguments = ["--base", str(tiny.base), "--served-name", "tiny", "--adapter", f"r8={tiny.adapters['r8']}"]
     with serve_process([*arguments, "--pool-memory", "16Mi", "--max-model-len", "256"]) as (process, addresses):

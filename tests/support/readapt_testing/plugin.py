@@ -97,5 +97,5 @@ def _served(kube: Kube) -> bool:
 
 def _established(definition: dict[str, object]) -> bool:
     status = definition.get("status")
-    conditions = status.get("conditions", []) if isinstance(status, dict) else []
+    conditions = (status.get("conditions") or []) if isinstance(status, dict) else []  # at first it is null
     return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)

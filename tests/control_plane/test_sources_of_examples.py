@@ -17,7 +17,7 @@ from readapt_testing.world import BASE, World
 pytestmark = pytest.mark.control_plane
 TRAINED, INCREMENTAL = "trained", "incremental"
 TASKS = {"low": range(3), "middle": range(3, 6), "high": range(6, 8)}
-SETTINGS = {"rank": 4, "maxSteps": 30, "learningRate": "3e-3", "batchSize": 16}
+SETTINGS = {"rank": 4, "maxSteps": 40, "learningRate": "1e-2", "batchSize": 16}
 
 
 def write_tasks(models: Path) -> None:
