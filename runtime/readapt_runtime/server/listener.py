@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
-from typing import ClassVar
 
 import h11
 import uvicorn
@@ -31,24 +30,22 @@ class BoundedProtocol(H11Protocol):
     """HTTP/1.1 where a request must be whole ``receive_s`` after its first byte.
 
     Who does not take what waits to be sent within ``stall_s`` is cut off. A connection on which nothing was ever sent
-    closes after ``idle_s``; uvicorn times only those after an answer.
+    closes after ``keep_alive_s``; uvicorn times only those after an answer.
     """
 
-    receive_s: ClassVar[float]
-    stall_s: ClassVar[float]
-    idle_s: ClassVar[float]
+    limits: Limits
     _deadline: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._deadline = self.loop.call_later(self.idle_s, self.transport.close)
+        self._deadline = self.loop.call_later(self.limits.keep_alive_s, self.transport.close)
         self._receiving = False
 
     def data_received(self, data: bytes) -> None:
         if not self._receiving:
             self._receiving = True
-            self._restart(self.receive_s)
+            self._restart(self.limits.receive_s)
         super().data_received(data)
         if self._received_whole():
             self._receiving = False
@@ -62,7 +59,7 @@ class BoundedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """More waits to be sent than the transport likes to hold (64 KiB)."""
         super().pause_writing()
-        self._stalled = self.loop.call_later(self.stall_s, self.transport.abort)
+        self._stalled = self.loop.call_later(self.limits.stall_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         self._go_on()
@@ -93,9 +90,9 @@ class BoundedProtocol(H11Protocol):
         self.transport.close()
 
 
-def bounded_protocol(receive_s: float, stall_s: float, idle_s: float) -> type[H11Protocol]:
-    """``BoundedProtocol`` with these limits, as uvicorn takes it: it makes one per connection, without arguments."""
-    return type("LimitedProtocol", (BoundedProtocol,), {"receive_s": receive_s, "stall_s": stall_s, "idle_s": idle_s})
+def bounded_protocol(limits: Limits) -> type[H11Protocol]:
+    """The class with its limits: uvicorn makes the objects."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits})
 
 
 class Listener(uvicorn.Server):
@@ -105,7 +102,7 @@ class Listener(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 LimitHeaders(app, limits.max_header_bytes),
-                http=bounded_protocol(limits.receive_s, limits.stall_s, limits.keep_alive_s),
+                http=bounded_protocol(limits),
                 ws="none",
                 lifespan="off",
                 log_config=None,
