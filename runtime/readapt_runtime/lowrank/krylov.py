@@ -60,15 +60,24 @@ class Subspace:
     def triplets(self, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(u [k, m, r], s [k, r], vt [k, r, n]): the leading Ritz triplets, descending, in float64 but u.
 
-        Directions whose value is rounding are zero, values included.
+        Directions whose value is rounding are zero.
         """
-        squares, turn = (found[..., -rank:].flip(-1) for found in torch.linalg.eigh(self.gram))
-        s = squares.clamp(min=0).sqrt()
-        there = s > _NOISE * s[:, :1]
-        inverse = torch.where(there, s, torch.inf).reciprocal()
-        vt = (self.right @ turn * inverse[:, None]).mT
-        u = self.left @ (turn * there[:, None]).to(self.left.dtype)
-        return u, s * there, vt
+        s, turn = leading(self.gram, rank)
+        vt = (self.right @ turn * inverse(s)[:, None]).mT
+        u = self.left @ (turn * (s > 0)[:, None]).to(self.left.dtype)
+        return u, s, vt
+
+
+def leading(gram: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(s [k, r] descending, zero where it is rounding; eigenvectors [k, w, r]) of gram [k, w, w] = S² in some basis."""
+    squares, turn = (found[..., -rank:].flip(-1) for found in torch.linalg.eigh(gram))
+    s = squares.clamp(min=0).sqrt()
+    return s * (s > _NOISE * s[:, :1]), turn
+
+
+def inverse(s: torch.Tensor) -> torch.Tensor:
+    """1 / s, and 0 of 0."""
+    return torch.where(s > 0, s, torch.inf).reciprocal()
 
 
 def _without(product: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
