@@ -6,10 +6,11 @@
 ``--mergekit`` names the Python of an environment that has ``mergekit`` 0.1.5. Every run is a process of its own, pinned
 to ``--threads`` cores, the extractors in turn and in another order each time; the files have been read once before.
 Seconds are of the wall and of the processor; *imports* is what the same Python takes to load what the extractor needs
-and nothing else, *work* the rest, run by run. Each number is the median, behind it half the distance between the
-largest and the smallest. The errors are ‖ΔW - B A‖ in float64 of every linear module of the decoder layers, from the
-files that the last run wrote, divided by that of the best approximation of the same rank (LAPACK, all singular
-values). ``--predict`` extracts one layer of the shapes of Llama-3.1-8B too, and says what a pair of it would take.
+and nothing else, *work* the rest, run by run. ``readapt extract`` also draws a page about what it did. Each number is
+the median, behind it half the distance between the largest and the smallest. The errors are ‖ΔW - B A‖ in float64 of
+every linear module of the decoder layers, from the files that the last run wrote, divided by that of the best
+approximation of the same rank (LAPACK, all singular values). ``--predict`` extracts one layer of the shapes of
+Llama-3.1-8B too, and says what a pair of it would take.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from extraction_large import LARGE, predict, write_layer
 
 HERE = Path(__file__).parent
 WITHIN = 1.01
+COMMAND_IMPORTS = "import readapt_runtime.cli, readapt_runtime.extract.command, readapt_runtime.report.page"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +100,11 @@ def _compare(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 def _extractors(arguments: argparse.Namespace, base: Path, finetuned: Path) -> list[Extractor]:
     rank, python = str(arguments.rank), sys.executable
     ours = [str(Path(python).with_name("readapt")), "extract", "--base", str(base), "--finetuned", str(finetuned)]
+    ours += ["--rank", rank, "--max-rank", rank, "--device", "cpu", "--out", "{}"]
+    plain = (python, str(HERE / "extraction_by_readapt.py"), str(base), str(finetuned), "{}", rank)
     found = [
-        Extractor(
-            "readapt",
-            (*ours, "--rank", rank, "--max-rank", rank, "--device", "cpu", "--out", "{}"),
-            (python, "-c", "import readapt_runtime.cli, readapt_runtime.extract.command"),
-        )
+        Extractor("readapt, without a page", plain, (python, "-c", "import readapt_runtime.extract")),
+        Extractor("readapt extract", tuple(ours), (python, "-c", COMMAND_IMPORTS)),
     ]
     if arguments.mergekit:
         theirs = [str(arguments.mergekit.with_name("mergekit-extract-lora")), "--model", str(finetuned)]
