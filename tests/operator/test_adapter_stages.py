@@ -150,6 +150,18 @@ def test_what_the_gate_is_told_is_what_the_resource_says() -> None:
     assert item.adaptation.policy.value == "Retrain"
 
 
+@pytest.mark.parametrize("rank", [{"fixed": 8}, {"energy": "0.9"}, {"relativeError": "0.3"}, {"budget": 1000}], ids=str)
+def test_an_extraction_is_asked_for_the_rank_that_the_resource_says(rank: dict[str, Any]) -> None:
+    source = checkpoint("b")
+    source["checkpoint"]["rank"] = rank
+    done = found_adapter(at(source, False, spec=SKIP, records=LoRAAdapterStatus(source_digest=SOURCE)))
+    asked = done.starts[-1].task.request.to_wire()
+    found = {key: asked.get(key) for key in ("fixedRank", "energy", "relativeError", "budget")}
+    assert {key: value for key, value in found.items() if value is not None} == {
+        {"fixed": "fixedRank"}.get(key, key): value for key, value in rank.items()
+    }
+
+
 def test_inputs_are_fetched_with_the_other_data() -> None:
     data = {name: {"uri": f"pvc://data/{name}"} for name in ("train", "validation", "inputs")}
     (task,) = [t for t in found_adapter(at(data=False, spec={"data": data})).tasks if t.kind == "fetch"]
