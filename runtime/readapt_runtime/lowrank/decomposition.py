@@ -89,12 +89,14 @@ def _fill(
     history: list[torch.Tensor] = []
     settled = torch.zeros(len(matrices), dtype=torch.bool)
     for _ in range(min(_MAX_BLOCKS, min(matrices.shape[1:]) // inputs.shape[2])):
-        inputs = space.grow(matrices, inputs)
+        seen = space.grow(matrices, inputs)
         if space.width >= rank:
             history.append(space.energy(rank))
             settled = _are_settled(history, energies)
         if bool(settled.all()):
             break
+        # Orthonormal inputs: otherwise the small directions drown in the rounding of the large ones.
+        inputs = torch.linalg.qr(seen)[0]
     found: list[bool] = settled.tolist()
     return found
 

@@ -39,7 +39,7 @@ class Subspace:
         return self.left.shape[2]
 
     def grow(self, matrices: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """Takes in A @ ``inputs`` [k, n, b] and returns the inputs that the next block is made of."""
+        """Takes in A @ ``inputs`` [k, n, b]; what it returns spans the inputs that the next block is made of."""
         fresh = _without(matrices @ inputs, self.left)
         seen = matrices.mT @ fresh
         wide = seen.double()
@@ -48,9 +48,7 @@ class Subspace:
         cross = self.right.mT @ wide  # [k, w, b]
         before = self.gram.shape[1]
         self.gram = torch.cat([torch.cat([self.gram, cross[:, :before].mT], dim=1), cross], dim=2)
-        # Orthonormal inputs: otherwise the small directions drown in the rounding of the large ones.
-        following: torch.Tensor = torch.linalg.qr(seen)[0]
-        return following
+        return seen
 
     def energy(self, rank: int) -> torch.Tensor:
         """[k] float64, the sum of the ``rank`` largest squared Ritz values."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from readapt_runtime.adapt import ladder
 from readapt_runtime.report.findings import Findings
 
 
@@ -21,6 +20,8 @@ def judge(found: Findings) -> Verdict:
     """The last rung decided."""
     if not found.rungs:
         return Verdict("", f"{_kept(found)}No gate was asked.")
+    from readapt_runtime.adapt import ladder  # and with it scipy, which an extraction has no need of
+
     last = found.rungs[-1]
     if ladder.passes(last):
         return Verdict("passed", f"Passed as {last.origin}. {last.message}.")
