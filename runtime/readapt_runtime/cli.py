@@ -74,7 +74,10 @@ def extract(
         Path,
         typer.Option(metavar="DIR", help=f"Gets the PEFT adapter, sidecar, report.json, report.html. {OUT_RULE}"),
     ],
-    rank: Annotated[int | None, typer.Option(metavar="N", help="One rank for every module.")] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="One rank for every module: 8, 16, 32, 64 …, or rounded up to these."),
+    ] = None,
     energy: Annotated[
         float | None, typer.Option(metavar="X", help="Share of each module's change to keep, 0 to 1.")
     ] = None,

@@ -24,7 +24,7 @@ class Rest:
     """The tensors of a pair's new checkpoint that are no linear module of a decoder layer."""
 
     def __init__(self, pair: CheckpointPair) -> None:
-        """Raises DifferentModels when the new checkpoint lacks a tensor that the old one has."""
+        """Raises DifferentModels when one checkpoint lacks a tensor of the other that a decoder cannot do without."""
         self._pair = pair
         self.copies: Mapping[str, str] = _copies(pair)
         """Those that follow from others, and why; nobody needs to compare them."""
@@ -33,6 +33,9 @@ class Rest:
         for name in pair.old.infos:
             if name not in pair.new.infos and not _is_computed(name) and not (name == HEAD and _is_tied(pair.old)):
                 raise DifferentModels(f"{pair.new.folder}: no tensor {name}, which {pair.old.folder} has")
+        for name in self.names:
+            if name not in pair.old.infos and (name == EMBEDDING or name.endswith("norm.weight")):
+                raise DifferentModels(f"{pair.old.folder}: no tensor {name}, which {pair.new.folder} has")
 
     def measure(self, name: str) -> Change:
         """The change of one of ``names``; what only one side has counts in full.

@@ -73,7 +73,7 @@ def extract(
         beside = _measure_beside(pair, targeted)
         found = _decompose(pair, targeted, policy, spool, log)
         if not found:
-            raise NothingToExtract(f"none of {len(targeted)} linear modules differs from the base")
+            raise NothingToExtract(_why_nothing(targeted, beside))
         choices = policy.choose({name: module.spectrum for name, module in found.items()})
         _write_adapter(out, pair, choices, spool, base.name)
         write_sidecar(out, pair.new, [change.name for change in beside.changes if change.norm])
@@ -112,6 +112,12 @@ def _decompose(
             found[name] = _Found(change, spectrum, directions.iterations)
         log.progress(0.7 * done / len(targeted), f"extracting {name}")
     return {name: found[name] for name in targeted if name in found}
+
+
+def _why_nothing(targeted: Sequence[str], beside: Findings) -> str:
+    others = [change.name for change in beside.changes if change.norm]
+    found = f"none of {len(targeted)} linear modules differs from the base"
+    return f"{found}; what differs, no adapter holds: {', '.join(others[:3])}" if others else found
 
 
 def _write_adapter(

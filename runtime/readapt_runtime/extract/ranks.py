@@ -73,7 +73,7 @@ class RankPolicy:
         if self.max_rank not in RANK:
             raise BadPolicy(f"the maximum rank {self.max_rank} is not {RANK}")
         if self.fixed is not None and not 1 <= self.fixed <= self.max_rank:
-            raise BadPolicy(f"rank {self.fixed} is not at least 1 and at most {self.max_rank}, the maximum rank")
+            raise BadPolicy(f"rank {self.fixed} is not at least 1 and at most the maximum rank, {self.max_rank}")
         _check("energy", self.energy, ENERGY)
         _check("relative error", self.relative_error, RELATIVE_ERROR)
         _check("budget", self.budget, BUDGET)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from readapt_api.artifacts import ADAPTER_CONFIG
 from readapt_api.errors import Terminal
 from readapt_runtime.safe_tensors import read_json_object
 
@@ -79,7 +80,8 @@ def read_document(folder: Path) -> Document:
         raise UnsupportedModel(f"{folder}: no such folder")
     path = folder / "config.json"
     if not path.is_file():
-        raise UnsupportedModel(f"{folder}: no config.json")
+        hint = f" ({ADAPTER_CONFIG} is there: an adapter, not a model)" if (folder / ADAPTER_CONFIG).exists() else ""
+        raise UnsupportedModel(f"{folder}: no config.json{hint}")
     document = read_json_object(path)
     try:
         read_dimensions(document)
