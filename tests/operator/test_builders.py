@@ -212,7 +212,7 @@ def test_a_revision_is_made_of_weights_settings_and_image_but_not_of_replicas() 
         revision_of(base(serving={"hostMemory": "1Gi"}), DIGEST, "image:1"),
     }
     assert len(others | {one}) == 6
-    assert revision_of(base(serving={"hostMemory": "160Mi"}), DIGEST, "image:1") == one, "what a server does unasked"
+    assert revision_of(base(serving={"hostMemory": "96Mi"}), DIGEST, "image:1") == one, "what a server does unasked"
 
 
 def test_a_large_set_is_split_and_adds_up_again() -> None:

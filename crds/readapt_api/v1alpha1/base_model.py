@@ -70,7 +70,7 @@ class Serving(Contract):
         default="4Gi", description="Of a pod, for KV cache and adapters together; tensor-parallel ranks share it out."
     )
     host_memory: Memory = Field(
-        default="160Mi",
+        default="96Mi",
         description="Of a pod beside the pool, for adapters that are not in it; others are read from the store again.",
     )
     max_rank: LoraRank = 64

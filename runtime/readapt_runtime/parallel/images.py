@@ -40,8 +40,10 @@ class ImageMaker:
 
     def make(self, modules: Mapping[str, LoraFactors], shard: Shard) -> AdapterImage:
         """The share of ``shard``; shares of the first rank are the largest, so its page count holds for all."""
+        if shard.world == 1:
+            return pack_adapter(modules, shard.config, self.page_elements, self.dtype)
         rank = max((m.a.shape[0] for m in modules.values()), default=0)
-        if shard.world > 1 and rank >= self.full_shard_rank:
+        if rank >= self.full_shard_rank:
             own, linears = dict(_cut_fully(modules, shard)), _outputs_of_a_share(shard)
             image = pack_adapter(own, shard.config, self.page_elements, self.dtype, linears)
             return replace(image, rank=rank, fully_sharded=True)

@@ -72,7 +72,7 @@ def serve(
     max_model_len: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 2048,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one step of the engine.")] = 2048,
     pool_memory: Annotated[str, typer.Option(help="Memory for KV blocks and adapters, such as 4Gi.")] = "4Gi",
-    host_memory: _HostMemory = "160Mi",
+    host_memory: _HostMemory = "96Mi",
     max_rank: Annotated[int, typer.Option(help="Largest rank of an adapter.", min=RANK.least, max=RANK.most)] = 64,
     tenant_header: _TenantHeader = "",
     first_token_seconds: _FirstToken = REQUEST_LIMIT_S,

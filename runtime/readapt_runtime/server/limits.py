@@ -28,7 +28,7 @@ class Limits:
     """Of an adapter; larger ones fail with a reason."""
     pool_bytes: int = 4 << 30
     """KV blocks and adapter pages together."""
-    host_bytes: int = 160 << 20
+    host_bytes: int = 96 << 20
     """Images of adapters on the host; more are read from disk again when they are wanted."""
     max_body_bytes: int = 8 << 20
     """Of a request, counted as received."""
