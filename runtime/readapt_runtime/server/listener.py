@@ -135,8 +135,8 @@ def listen(host: str, port: int) -> socket.socket:
     """A bound socket; port 0 takes a free one. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.create_server((host, port), family=family, backlog=2048)
-    # Connections inherit both. asyncio asks for the second only where a socket names its protocol, and this one does not;
-    # without it a part of an answer waits 40 ms until the client has acknowledged the part before.
+    # Connections inherit both. asyncio asks for the second only where a socket names its protocol, and this one does
+    # not; without it a part of an answer waits up to 40 ms until the client has acknowledged the part before.
     made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made
