@@ -19,9 +19,19 @@ def half_width(values: Sequence[float]) -> float:
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def mean_with_interval(values: Sequence[float]) -> str:
+def mean_with_interval(values: Sequence[float], digits: int = 1, sign: bool = False) -> str:
     """``61.2 ± 1.4``; the mean alone of one value, a dash for none."""
     if not values:
         return "–"
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {half_width(values):.1f}"
+    mean = f"{statistics.mean(values):{'+' if sign else ''}.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {half_width(values):.{digits}f}"
+
+
+def ratio_with_interval(ratios: Sequence[float]) -> str:
+    """``1.52 (1.10 to 2.10)``: the geometric mean, with the interval of the mean logarithm; a dash for none."""
+    if not ratios:
+        return "–"
+    logs = [math.log(ratio) for ratio in ratios]
+    mean, half = statistics.mean(logs), half_width(logs)
+    text = f"{math.exp(mean):.2f}"
+    return text if len(logs) < 2 else f"{text} ({math.exp(mean - half):.2f} to {math.exp(mean + half):.2f})"

@@ -1,15 +1,23 @@
 """Ways to carry one adapter over one base move, each timed to the moment its variant has passed the gate.
 
-All are judged alike: candidates on the stopping examples while they are made, then the paired gate of one rung at the
-case's margin. Seconds are those of the process's CPU time, so that what else runs on the machine does not count.
-What every way needs once (old pair's answers, the yardstick of retention) is computed before and told apart.
+All are judged alike: candidates on the stopping examples while they are made, then the paired gate at the case's
+margin; the ladder of ours divides its error budget over its rungs, the other ways spend theirs on one. Seconds are
+those of the process's CPU time, so that what else runs on the machine does not count. What several ways need (old
+pair's answers; yardstick and text of the new base, which ours and Refresh use) is computed before, timed apart, and
+copied to each way's own store, so that no way finds what another has computed.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from stopwatch import Stopwatch
 
 from readapt_api.adaptation import Metric, Policy
 from readapt_api.artifacts import Origin
@@ -26,14 +34,7 @@ from readapt_runtime.adapt.item import Item, Move
 from readapt_runtime.adapt.journal import Journal
 from readapt_runtime.adapt.measure import Measure, mean
 from readapt_runtime.adapt.repair import repair
-from readapt_runtime.adapt.retention import (
-    Retention,
-    Yardstick,
-    cached_replay,
-    cached_yardstick,
-    retention,
-    text_losses,
-)
+from readapt_runtime.adapt.retention import Yardstick, cached_replay, cached_yardstick, retention, text_losses
 from readapt_runtime.adapt.retrain import blank
 from readapt_runtime.adapt.tokens import encode
 from readapt_runtime.adapt.tuning import Evaluation, Lessons, Tuning, tune
@@ -41,6 +42,7 @@ from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.progress import Log
 from readapt_runtime.store import Store
 
+T = TypeVar("T")
 CONFIDENCE = 0.95
 MAX_STEPS = 300
 COPY_RATE, SCRATCH_RATE = 3e-4, 1e-3
@@ -67,8 +69,12 @@ class Run:
     """CPU seconds to the gate's decision."""
     passed: bool
     score: float
-    """Accuracy on all examples of the gate."""
+    """Accuracy on all examples of the gate; of Copy when no variant passed."""
     retention: float | None
+    begin: float | None
+    """Accuracy on the stopping examples of what it starts from; None when Copy alone is studied."""
+    end: float | None
+    """The same of what it came to."""
     curve: tuple[tuple[float, float], ...]
     """(CPU seconds so far, accuracy on the stopping examples) per evaluation."""
     steps: int
@@ -80,43 +86,41 @@ class Run:
 class Shared:
     """What is computed once, and what it took."""
 
-    yardstick: Yardstick
-    of_copy: Retention | None
+    yardstick: Yardstick | None
+    """None when Copy alone is studied."""
     exam: Exam
     old_score: float
     seconds: Mapping[str, float]
-
-
-class Clock:
-    """CPU seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._begin = time.process_time()
-
-    def __call__(self) -> float:
-        return time.process_time() - self._begin
+    """CPU seconds: ``yardstick`` and ``replay`` once per base pair, ``old answers`` once per case."""
 
 
 class Contest:
-    """All ways for one case."""
+    """All ways for one case, or Copy alone."""
 
-    def __init__(self, case: Case, store: Store, log: Log) -> None:
+    def __init__(self, case: Case, pair: Path, folder: Path, log: Log, copy_alone: bool = False) -> None:
+        """``pair`` keeps what belongs to the two bases; ``folder`` is the case's own and is emptied."""
         self.case = case
-        self._store = store
         self._log = log
         self._data = digest_of([case.name])
         self._measure = Measure.of(Metric.ACCURACY, case.splits, case.move.old)
-        self.shared = self._prepare()
+        self._folder = folder
+        shutil.rmtree(folder, ignore_errors=True)
+        pair.mkdir(parents=True, exist_ok=True)
+        seconds: dict[str, float] = {}
+        yardstick = None if copy_alone else self._of_pair(pair, seconds)
+        shutil.copytree(pair, folder / "shared")
+        self._store = Store(folder / "shared")
+        self.shared = self._prepare(yardstick, seconds)
+        self.of_copy = self._retention(case.adapter)
 
     def copy(self) -> Run:
-        clock = Clock()
-        return self._judged(self.case.adapter, clock, (), 0, "Copy")
+        return self._judged("Copy", lambda watch, store: (self.case.adapter, 0), begin=self.case.adapter)
 
     def copy_and_tune(self) -> Run:
-        return self._tuned(self.case.adapter, COPY_RATE, "Copy+tuning")
+        return self._tuned("Copy+tuning", self.case.adapter, COPY_RATE)
 
     def scratch(self) -> Run:
-        return self._tuned(blank(self.case.adapter), SCRATCH_RATE, "scratch")
+        return self._tuned("scratch", blank(self.case.adapter), SCRATCH_RATE)
 
     def ours(self) -> Run:
         return self._repaired(Policy.AUTO)
@@ -124,26 +128,32 @@ class Contest:
     def refresh(self) -> Run:
         return self._repaired(Policy.REFRESH)
 
-    def _tuned(self, start: LoraAdapter, rate: float, name: str) -> Run:
+    def _retention(self, adapter: LoraAdapter) -> float | None:
+        """None where it cannot be measured or nobody asked."""
+        new, yardstick = self.case.move.new, self.shared.yardstick
+        if yardstick is None or not yardstick.measurable:
+            return None
+        with attached(new.model, side_factors(adapter, new.dtype)):
+            found = retention(yardstick, text_losses(new, yardstick.tokens))
+        return None if found is None else found.value
+
+    def _tuned(self, name: str, start: LoraAdapter, rate: float) -> Run:
         """Plain fine-tuning: no anchor, no replay, no constraint; stopped and chosen as ours is."""
-        clock, curve = Clock(), []
-        checkpoints = self._checkpoints(name)
-
-        def evaluate(step: int, adapter: LoraAdapter, before: Sequence[Evaluation]) -> Evaluation:
-            found = checkpoints.evaluate(step, adapter, before)
-            curve.append((clock(), found.score))
-            return found
-
-        first = evaluate(0, start, ())
+        new, seed = self.case.move.new, self.case.seed
         settings = Tuning(
-            max_steps=MAX_STEPS, learning_rate=rate, batch_size=8, seed=self.case.seed, strong=0.0, weak=0.0, replay=0.0
+            max_steps=MAX_STEPS, learning_rate=rate, batch_size=8, seed=seed, strong=0.0, weak=0.0, replay=0.0
         )
-        lessons = Lessons(encode(self.case.move.new, self.case.splits.train))
-        found = tune(self.case.move.new, start, first, lessons, settings, evaluate)
-        return self._judged(found.adapter, clock, tuple(curve), found.best.step, name)
+
+        def make(watch: Stopwatch, store: Store) -> tuple[LoraAdapter, int]:
+            evaluate = self._checkpoints(name, store, watch).evaluate
+            lessons = Lessons(encode(new, self.case.splits.train))
+            found = tune(new, start, evaluate(0, start, ()), lessons, settings, evaluate)
+            return found.adapter, found.best.step
+
+        return self._judged(name, make, begin=start)
 
     def _repaired(self, policy: Policy) -> Run:
-        case, clock = self.case, Clock()
+        case = self.case
         item = Item(
             name=case.name,
             adapter=case.adapter,
@@ -154,61 +164,79 @@ class Contest:
             gate=GateSettings(max_regression=str(case.margin), confidence=str(CONFIDENCE)),
             input_hash=digest_of([case.name, policy.value, case.seed]),
         )
-        found = repair(case.move, item, self._store, self._log)
-        self._store.drop_progress(item.input_hash)
-        seconds = clock()
-        adapter = case.adapter if found.adapter is None else found.adapter
-        origin = Origin.COPIED if found.origin is None else found.origin
-        details = found.evidence.get(origin.value.lower(), {})
-        curve = tuple((0.0, row["score"]) for row in details.get("curve", ())) if isinstance(details, dict) else ()
-        return Run(
-            seconds=seconds,
-            passed=found.adapter is not None,
-            score=self._score(adapter),
-            retention=self._retention(adapter),
-            curve=curve,
-            steps=int(str(found.parameters.get("tuningSteps", 0))),
-            origin=origin.value,
-            parts=found.evidence["seconds"],  # type: ignore[arg-type]
-        )
+        with self._own_store(policy.value) as store:
+            watch = Stopwatch(self._log)
+            found = repair(case.move, item, store, watch)
+            seconds = watch.seconds()
+            adapter = case.adapter if found.adapter is None else found.adapter
+            return Run(
+                seconds=seconds,
+                passed=found.adapter is not None,
+                score=self._score(self._answers(adapter, store)),
+                retention=self._retention(adapter),
+                begin=self._stopping(case.adapter),
+                end=self._stopping(adapter),
+                curve=tuple(watch.curve),
+                steps=int(str(found.parameters.get("tuningSteps", 0))),
+                origin=(found.origin or Origin.COPIED).value,
+                parts=found.evidence["seconds"],  # type: ignore[arg-type]
+            )
 
     def _judged(
-        self, adapter: LoraAdapter, clock: Clock, curve: tuple[tuple[float, float], ...], steps: int, name: str
+        self, name: str, make: Callable[[Stopwatch, Store], tuple[LoraAdapter, int]], begin: LoraAdapter
     ) -> Run:
-        case, examples = self.case, self.case.splits.gate
-        rule = gate.Rule.for_policy(CONFIDENCE, case.margin, len(examples), rungs=1)
-        new = AnswerStream(Pair(case.move.new, adapter), examples, self._measure.form)
-        found = compare(self._old("gate"), new, self._measure, rule, lambda _: None)
-        seconds = clock()
-        passed = found.decision is gate.Decision.PASS
-        return Run(seconds, passed, self._score(adapter), self._retention(adapter), curve, steps, name)
+        """Makes the one candidate of a way and asks the gate."""
+        rule = gate.Rule.for_policy(CONFIDENCE, self.case.margin, len(self.case.splits.gate), rungs=1)
+        with self._own_store(name) as store:
+            watch = Stopwatch(self._log)
+            adapter, steps = make(watch, store)
+            answers = self._answers(adapter, store)
+            found = compare(self._old("gate"), answers, self._measure, rule, lambda _: None)
+            seconds = watch.seconds()
+            return Run(
+                seconds=seconds,
+                passed=found.decision is gate.Decision.PASS,
+                score=self._score(answers),
+                retention=self._retention(adapter),
+                begin=self._stopping(begin),
+                end=self._stopping(adapter),
+                curve=tuple(watch.curve),
+                steps=steps,
+                origin=name,
+            )
 
-    def _prepare(self) -> Shared:
-        case, seconds, clock = self.case, {}, Clock()
-        yardstick = cached_yardstick(self._store, case.move.old, case.move.new)
-        seconds["yardstick"] = clock()
+    def _of_pair(self, pair: Path, seconds: dict[str, float]) -> Yardstick:
+        store, old, new = Store(pair), self.case.move.old, self.case.move.new
+        yardstick, seconds["yardstick"] = _timed_once(pair / "yardstick.s", lambda: cached_yardstick(store, old, new))
         if yardstick.measurable:
-            cached_replay(self._store, case.move.new)
-        seconds["replay"] = clock() - seconds["yardstick"]
-        clock = Clock()
-        old = self._old("gate").all()
-        exam = Exam(self._measure, self._old("stopping"), case.margin)
-        exam.old.all()
-        seconds["old answers"] = clock()
-        score = mean(self._measure.scores(case.splits.gate, old, old))
-        return Shared(yardstick, self._retained(case.adapter, yardstick), exam, score, seconds)
+            _, seconds["replay"] = _timed_once(pair / "replay.s", lambda: cached_replay(store, new))
+        return yardstick
+
+    def _prepare(self, yardstick: Yardstick | None, seconds: dict[str, float]) -> Shared:
+        watch = Stopwatch(self._log)
+        old = self._old("gate")
+        old.all()
+        exam = Exam(self._measure, self._old("stopping"), self.case.margin)
+        if yardstick is not None:
+            exam.old.all()
+        return Shared(yardstick, exam, self._score(old), {**seconds, "old answers": watch.seconds()})
 
     def _old(self, part: str) -> AnswerStream:
         case = self.case
         cache = AnswerCache.of(self._store, self._data, case.move.old, self._data, part, self._measure.form)
         return AnswerStream(Pair(case.move.old, case.adapter), getattr(case.splits, part), self._measure.form, cache)
 
-    def _checkpoints(self, name: str) -> Checkpoints:
+    def _answers(self, adapter: LoraAdapter, store: Store) -> AnswerStream:
+        """The new pair's to the gate's examples, where ``repair`` keeps them too."""
+        new, form, examples = self.case.move.new, self._measure.form, self.case.splits.gate
+        cache = AnswerCache.of(store, f"sha256:{adapter.fingerprint}", new, self._data, "gate", form)
+        return AnswerStream(Pair(new, adapter), examples, form, cache)
+
+    def _checkpoints(self, name: str, store: Store, watch: Stopwatch) -> Checkpoints:
         """Unconstrained: the best score is kept, whatever is left of the new base."""
+        if self.shared.yardstick is None:
+            raise ValueError(f"{name} needs a contest of all ways")
         new = self.case.move.new
-        work = digest_of([self.case.name, name, self.case.seed])
-        journal = Journal(self._store, work, circumstances(new), self._log)
-        self._store.drop_progress(work)
         return Checkpoints(
             base=new,
             exam=self.shared.exam,
@@ -216,23 +244,40 @@ class Contest:
             of_copy=None,
             min_retention=0.0,
             max_steps=MAX_STEPS,
-            journal=journal,
-            log=self._log,
+            journal=Journal(store, digest_of([self.case.name, name]), circumstances(new), self._log),
+            log=watch,
         )
 
-    def _score(self, adapter: LoraAdapter) -> float:
-        examples = self.case.splits.gate
-        answers = AnswerStream(Pair(self.case.move.new, adapter), examples, self._measure.form).all()
-        return mean(self._measure.scores(examples, answers, answers))
+    def _score(self, answers: AnswerStream) -> float:
+        given = answers.all()
+        return mean(self._measure.scores(answers.examples, given, given))
 
-    def _retention(self, adapter: LoraAdapter) -> float | None:
-        found = self._retained(adapter, self.shared.yardstick)
-        return None if found is None else found.value
+    def _stopping(self, adapter: LoraAdapter) -> float | None:
+        """Accuracy on the stopping examples; asked once per adapter."""
+        if self.shared.yardstick is None:
+            return None
+        new, form, examples = self.case.move.new, self._measure.form, self.case.splits.stopping
+        cache = AnswerCache.of(self._store, f"sha256:{adapter.fingerprint}", new, self._data, "stopping", form)
+        return self._score(AnswerStream(Pair(new, adapter), examples, form, cache))
 
-    def _retained(self, adapter: LoraAdapter, yardstick: Yardstick) -> Retention | None:
-        new = self.case.move.new
-        with attached(new.model, side_factors(adapter, new.dtype)):
-            return retention(yardstick, text_losses(new, yardstick.tokens))
+    @contextmanager
+    def _own_store(self, name: str) -> Iterator[Store]:
+        """A copy of what is shared, for one way; gone afterwards."""
+        folder = self._folder / name
+        shutil.copytree(self._folder / "shared", folder)
+        try:
+            yield Store(folder)
+        finally:
+            shutil.rmtree(folder)
+
+
+def _timed_once(file: Path, make: Callable[[], T]) -> tuple[T, float]:
+    """What is made, and the CPU seconds that it took when it was made first."""
+    begin = time.process_time()
+    made = make()
+    if not file.is_file():
+        file.write_text(str(time.process_time() - begin), encoding="utf-8")
+    return made, float(file.read_text(encoding="utf-8"))
 
 
 WAYS: Mapping[str, Callable[[Contest], Run]] = {

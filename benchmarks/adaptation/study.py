@@ -3,13 +3,14 @@
     .venv/bin/python benchmarks/adaptation/study.py --out out/study [--data DIR] [--small]
 
 Every (case, way) is one JSON file in --out and is not computed again, so the study can be stopped and started; with
-``--tables-only`` the tables are made of what is there. Seconds are CPU seconds of a single thread.
+``--tables-only`` tables and plots (*.svg in --out) are made of what is there. Seconds are CPU seconds of a single
+thread. ``--ways Copy`` is cheap, it computes nothing about retention: for more moves, to fit the predictor to
+(``predictor.py``), in an --out of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,13 +20,14 @@ from pathlib import Path
 import torch
 from strategies import WAYS, Case, Contest
 from study_bases import MOVES, Shelf, read_study_adapter
-from study_tables import Row, tables
+from study_charts import plot_study
+from study_rows import Row, read_rows, write_row
+from study_tables import tables
 
 from readapt_runtime.adapt.base import load_base
 from readapt_runtime.adapt.item import Move
-from readapt_runtime.drift import measure, read_drift
+from readapt_runtime.drift import read_drift
 from readapt_runtime.progress import JsonLog, Log
-from readapt_runtime.store import Store
 
 MARGIN = 0.03
 
@@ -63,36 +65,25 @@ class Study:
             if missing:
                 self._contest(case, missing)
 
-    def rows(self) -> list[Row]:
-        """Of everything that is there."""
-        files = sorted(self._out.glob("*/*.json"))
-        return [Row(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
-
     def _contest(self, case: tuple[str, str, int, int], ways: Sequence[str]) -> None:
         move, task, size, seed = case
         said = f"{move} {task} {size} {seed}"
         say(said)
-        store = Store(self._out / ".store" / move)
         adapter = read_study_adapter(self._shelf.adapter(task, seed), self._shelf.v1())
         splits = self._shelf.task(task, size, seed)
-        contest = Contest(Case(said, self._move(move), adapter, splits, seed, MARGIN), store, self._log)
+        stores = self._out / ".store" / move
+        contest = Contest(
+            Case(said, self._move(move), adapter, splits, seed, MARGIN),
+            pair=stores / "pair",
+            folder=stores / f"{task}-{size}-{seed}",
+            log=self._log,
+            copy_alone=tuple(self._plan.ways) == ("Copy",),
+        )
         for way in ways:
-            found = WAYS[way](contest)
-            shared = contest.shared
-            row = Row(
-                move=move,
-                task=task,
-                size=size,
-                seed=seed,
-                way=way,
-                old_score=shared.old_score,
-                of_copy=None if shared.of_copy is None else shared.of_copy.value,
-                shared=dict(shared.seconds),
-                **asdict(found),
-            )
-            file = self._file(case, way)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(asdict(row)), encoding="utf-8")
+            found, shared = WAYS[way](contest), contest.shared
+            facts = {"old_score": shared.old_score, "of_copy": contest.of_copy, "shared": dict(shared.seconds)}
+            row = Row(move=move, task=task, size=size, seed=seed, way=way, **facts, **asdict(found))
+            write_row(self._file(case, way), row)
             kept = "–" if found.retention is None else f"{found.retention:.3f}"
             say(
                 f"  {way}: {100 * found.score:.1f} % (old pair {100 * shared.old_score:.1f} %), retention {kept},"
@@ -102,11 +93,8 @@ class Study:
     def _move(self, name: str) -> Move:
         if self._loaded is None or self._loaded[0] != name:
             old, new = self._shelf.v1(), self._shelf.moved(MOVES[name], seed=0)
-            drift = self._out / ".drift" / name
-            if not drift.is_dir():
-                measure(old, new, drift, self._log)
             pair = (load_base(folder, f"sha256:{key * 64}") for folder, key in ((old, "1"), (new, "2")))
-            self._loaded = name, Move(*pair, read_drift(drift))
+            self._loaded = name, Move(*pair, read_drift(self._shelf.drift(MOVES[name], seed=0)))
         return self._loaded[1]
 
     def _file(self, case: tuple[str, str, int, int], way: str) -> Path:
@@ -129,7 +117,9 @@ def main() -> int:
         study = Study(plan, Shelf(arguments.data, say), arguments.out, JsonLog(stream))
         if not arguments.tables_only:
             study.run()
-    sys.stdout.write(tables(study.rows()))
+    rows = read_rows([arguments.out])
+    sys.stdout.write(tables(rows))
+    plot_study(rows, arguments.out)
     return 0
 
 
@@ -138,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, one JSON file each")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folders banking77, arc_easy, …, and math_text")
     parser.add_argument("--moves", nargs="+", default=["mild", "strong", "harder"], choices=sorted(MOVES))
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: banking20 arc_easy, or parcels shifts")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: banking20 arc_easy; without --data parcels shifts")
     parser.add_argument("--sizes", nargs="+", type=int, default=[200, 1000], help="training examples to repair with")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))

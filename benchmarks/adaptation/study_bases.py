@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,11 +24,15 @@ from readapt_runtime.adapt.data import Splits, read_examples, split
 from readapt_runtime.adapt.retrain import blank
 from readapt_runtime.adapt.tokens import encode
 from readapt_runtime.adapt.tuning import Evaluation, Lessons, Tuning, tune
+from readapt_runtime.drift import measure
 from readapt_runtime.lora_format import LoraAdapter, LoraModule, base_shapes, read_adapter, write_adapter
+from readapt_runtime.progress import JsonLog
 
 Say = Callable[[str], None]
 RANK, SCALE = 8, 2.0
 ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_BATCH = 120, 1e-3, 16
+_RECORDS = 30
+"""Generated records per step: enough to read none of them twice."""
 _WORDS = (
     "river mountain ocean forest desert island valley lake lion tiger"
     " bear wolf fox deer horse table chair lamp door window"
@@ -41,6 +46,8 @@ class BaseMove:
     name: str
     steps: int
     rate: float
+    text: Literal["math", "records"] = "math"
+    """``math``: of the data folder, generated records where there is none."""
 
 
 MOVES = {
@@ -49,8 +56,13 @@ MOVES = {
         BaseMove("mild", 24, 2e-5),
         BaseMove("strong", 49, 2e-4),
         BaseMove("harder", 71, 5e-4),
+        BaseMove("firm", 36, 1e-4),
+        BaseMove("severe", 71, 1e-3),
+        BaseMove("records", 48, 5e-4, "records"),
     )
 }
+"""The first three are the study's; the others are there for the predictor of what Copy loses. ``records`` is the demo's."""
+_GENERATED = {"parcels": generated.PARCELS, "shifts": generated.SHIFTS}
 
 
 class Shelf:
@@ -68,21 +80,26 @@ class Shelf:
 
     def moved(self, move: BaseMove, seed: int) -> Path:
         """The version after ``move``; ``seed`` orders the text."""
-        text = "math" if self._data else "generated"
-        name = f"{move.name}-{text}-{move.steps}-{move.rate:g}-{seed}"
+        name = self._name(move, seed)
 
         def make(out: Path) -> None:
-            texts = self._texts(seed)
+            texts = self._texts(move, seed)
             training.continue_training(self.v1(), texts, out, move.steps, move.rate, self._say)
 
         return self._made(name, make)
+
+    def drift(self, move: BaseMove, seed: int) -> Path:
+        """What ``move`` changed, as a drift artifact."""
+        moved = self.moved(move, seed)
+        return self._made(f"drift-{self._name(move, seed)}", lambda out: self._measure(moved, out))
 
     def task(self, name: str, train: int, seed: int) -> Splits:
         """``train`` examples to repair with, drawn by ``seed``; validation and test as they are, test at most 800."""
         folder = self._task_folder(name)
         parts = {part: read_examples(folder / f"{part}.jsonl") for part in ("train", "validation", "test")}
         chosen = random.Random(seed).sample(parts["train"], min(train, len(parts["train"])))
-        return split(chosen, parts["validation"], parts["test"][:800])
+        test = random.Random(0).sample(parts["test"], min(800, len(parts["test"])))
+        return split(chosen, parts["validation"], test)
 
     def adapter(self, task: str, seed: int) -> Path:
         """A LoRA of rank 8 on all linear modules of v1, trained on all of the task's training examples."""
@@ -90,19 +107,27 @@ class Shelf:
         return self._made(name, lambda out: self._train(task, seed, out))
 
     def _task_folder(self, name: str) -> Path:
+        if name in _GENERATED:
+            splits = generated.generate(_GENERATED[name], 2000, 1000, 800)
+            return self._made(f"task-{name}", lambda out: generated.write_splits(splits, out))
         if self._data is None:
-            task = {"parcels": generated.PARCELS, "shifts": generated.SHIFTS}[name]
-            return self._made(
-                f"task-{name}", lambda out: generated.write_splits(generated.generate(task, 2000, 1000, 800), out)
-            )
+            raise SystemExit(f"{name} needs --data; without it there are {', '.join(_GENERATED)}")
         if name == "banking20":
             source = self._data / "banking77"
             return self._made("task-banking20", lambda out: cut_intents(source, out))
         return self._data / name
 
-    def _texts(self, seed: int) -> list[str]:
-        if self._data is None:
-            return generated.upgrade_text(2200, seed)
+    def _name(self, move: BaseMove, seed: int) -> str:
+        text = "math" if self._data and move.text == "math" else "generated"
+        return f"{move.name}-{text}-{move.steps}-{move.rate:g}-{seed}"
+
+    def _measure(self, moved: Path, out: Path) -> None:
+        with (out / "log.jsonl").open("w", encoding="utf-8") as stream:
+            measure(self.v1(), moved, out, JsonLog(stream))
+
+    def _texts(self, move: BaseMove, seed: int) -> list[str]:
+        if self._data is None or move.text == "records":
+            return generated.upgrade_text(_RECORDS * move.steps, seed)
         lines = (self._data / "math_text" / "train.jsonl").read_text(encoding="utf-8").splitlines()
         texts = [row["prompt"] + row["completion"] for row in map(json.loads, lines)]
         random.Random(seed).shuffle(texts)

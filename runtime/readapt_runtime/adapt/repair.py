@@ -30,6 +30,8 @@ from readapt_runtime.adapt.rungs import Candidates
 from readapt_runtime.adapt.share import Share
 from readapt_runtime.adapt.suitability import Effect, require_effect, require_room
 from readapt_runtime.continual.blocks import Learned
+from readapt_runtime.drift.overlap import overlap
+from readapt_runtime.drift.prediction import facts
 from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.progress import Log
 from readapt_runtime.store import Store
@@ -84,6 +86,8 @@ class _Climb:
         with self._timed("effect"):
             pair = Pair(self.move.old, item.adapter)
             effect = self.journal.once("effect", _EFFECT, lambda: require_effect(pair, item.splits, exam))
+        with self._timed("forecast"):
+            self.details["forecast"] = facts(overlap(item.adapter, self.move.drift))
         with self._timed("yardstick"):
             yardstick = cached_yardstick(self.store, self.move.old, self.move.new)
             of_copy = self.journal.once("retention of Copy", _RETENTION, lambda: self._retention_of_copy(yardstick))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from readapt_api.adaptation import Metric
+from readapt_api.artifacts import Origin
 from readapt_api.jobs import RungResult
 from readapt_runtime.extract.report import ExtractReport
 from readapt_runtime.report.findings import Findings
@@ -37,6 +39,7 @@ def circumstances(found: Findings) -> tuple[Table, ...]:
 
 def _results(found: Findings) -> Iterator[Table]:
     yield Table("rungs", "What was tried", tuple(_rung(rung) for rung in found.rungs), _RUNG_HEAD)
+    yield Table("forecast", "What Copy was expected to lose, from the weights alone", tuple(_forecast(found)))
     if found.extraction is not None:
         yield _worst_modules(found.extraction)
         yield _sidecar(found.extraction)
@@ -76,6 +79,22 @@ def _rung(rung: RungResult) -> tuple[str, ...]:
         _number(rung.retention_floor),
         f"{rung.seconds:.1f}",
     )
+
+
+def _forecast(found: Findings) -> Iterator[tuple[str, str]]:
+    """Beside what the Copy rung came to, where it was tried and counts in the same points."""
+    forecast = found.evidence.get("forecast")
+    if not forecast:
+        return
+    yield "expected, points of Accuracy", f"{forecast['points']:.1f}"
+    yield "mean error of such a forecast", f"{forecast['error']:.1f}"
+    for rung in found.rungs:
+        if rung.origin is Origin.COPIED and rung.metric is Metric.ACCURACY:
+            yield "measured by the gate", f"{100 * (rung.reference - rung.score):.1f}"
+    yield "‖D‖ / ‖ΔW‖", _number(forecast["size"])
+    yield "share of D that the adapter reads", _number(forecast["read"])
+    yield "share of D that the adapter writes", _number(forecast["written"])
+    yield "cosine of D and ΔW", _number(forecast["along"])
 
 
 def _worst_modules(report: ExtractReport) -> Table:

@@ -107,6 +107,14 @@ def test_settings_digests_seconds_and_trials_are_there(page: Read, evidence: dic
     assert page.rows("made-with")["versions.torch"] == ["2.13.0"]
 
 
+def test_what_was_expected_of_copy_stands_beside_what_was_measured(page: Read) -> None:
+    rows = page.rows("forecast")
+    assert rows["expected, points of Accuracy"] == ["6.0"]
+    assert rows["mean error of such a forecast"] == ["2.5"]
+    assert rows["measured by the gate"] == ["8.0"]
+    assert rows["‖D‖ / ‖ΔW‖"] == ["4.250"]
+
+
 def test_names_and_labels_of_users_are_text_and_nothing_else(page: Read, hostile: str) -> None:
     assert page.texts["h1"] == page.texts["title"] == f"{hostile}: repair"
     assert not [tag for tag, _ in page.tags if tag in ("script", "img", "iframe", "object")]
