@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ from readapt_runtime.adapt.repair import repair
 from readapt_runtime.adapt.retention import Yardstick, cached_replay, cached_yardstick, retention, text_losses
 from readapt_runtime.adapt.retrain import blank
 from readapt_runtime.adapt.tokens import encode
-from readapt_runtime.adapt.tuning import Evaluation, Lessons, Tuning, tune
+from readapt_runtime.adapt.tuning import Lessons, Tuning, tune
 from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.progress import Log
 from readapt_runtime.store import Store

@@ -128,7 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, one JSON file each")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folders banking77, arc_easy, …, and math_text")
     parser.add_argument("--moves", nargs="+", default=["mild", "strong", "harder"], choices=sorted(MOVES))
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: banking20 arc_easy; without --data parcels shifts")
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help="default: banking20 arc_easy; without --data parcels shifts"
+    )
     parser.add_argument("--sizes", nargs="+", type=int, default=[200, 1000], help="training examples to repair with")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))

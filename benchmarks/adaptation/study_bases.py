@@ -61,7 +61,7 @@ MOVES = {
         BaseMove("records", 48, 5e-4, "records"),
     )
 }
-"""The first three are the study's; the others are there for the predictor of what Copy loses. ``records`` is the demo's."""
+"""The first three are the study's, the others the predictor's as well; ``records`` is the demo's."""
 _GENERATED = {"parcels": generated.PARCELS, "shifts": generated.SHIFTS}
 
 

@@ -78,7 +78,15 @@ def areas(rows: Sequence[Row]) -> str:
     """Mean accuracy up to where the slowest way of the case ends, and what was there when ours ended."""
     timed = [row for row in complete(rows) if steps_of(row)]
     cases, ours = by_case(timed), _of_way(timed, OURS)
-    head = ["move", "task", "examples", "way", "mean accuracy up to the end", "at the end", "ours less it when ours ends"]
+    head = [
+        "move",
+        "task",
+        "examples",
+        "way",
+        "mean accuracy up to the end",
+        "at the end",
+        "ours less it when ours ends",
+    ]
     lines = []
     for (case, way), group in grouped(timed).items():
         pairs = [(ours[r.case], r) for r in group if r.case in ours]

@@ -12,7 +12,9 @@ from readapt_runtime.drift.overlap import Overlap
 
 
 def copied(move: str, size: float, lost: float, seed: int = 0, task: str = "intents") -> Copied:
-    return Copied(move, task, seed, lost, Overlap(size, 0.25, 0.1, 0.0, {}), 0.2, 0.2 + lost / 10, 0.9, 0.9 - lost / 100)
+    return Copied(
+        move, task, seed, lost, Overlap(size, 0.25, 0.1, 0.0, {}), 0.2, 0.2 + lost / 10, 0.9, 0.9 - lost / 100
+    )
 
 
 def size(case: Copied) -> float:
@@ -28,7 +30,7 @@ def test_slope_is_of_least_squares_through_the_origin() -> None:
 
 
 def test_a_move_is_predicted_by_the_law_of_the_others() -> None:
-    """Without harder: slope (2 + 6) / 5 = 1.6, so 6.4 of 10. Without mild: 46 / 20 = 2.3 of 2. Without strong: 42 / 17."""
+    """Slope without harder 8 / 5 = 1.6, so 6.4 of 10; without mild 46 / 20, so 2.3 of 2; without strong 42 / 17."""
     found = {held.group: held for held in left_out(CASES, size, lambda c: c.move)}
     assert found["harder"].error == pytest.approx(3.6)
     assert found["mild"].error == pytest.approx(0.3)
@@ -97,4 +99,3 @@ def test_checkpoints_have_the_seconds_at_which_they_were_seen(monkeypatch: pytes
     assert watch.curve == [(3.0, 0.5), (9.5, 0.75)]
     assert watch.seconds() == 20.0
     assert log.events == ["trial", "checkpoint", "something", "checkpoint"]
-

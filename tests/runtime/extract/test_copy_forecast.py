@@ -85,9 +85,7 @@ def test_an_adapter_and_examples_are_foretold_from(
     assert seen["new_likelihood"] == pytest.approx(likelihood_by_peft(move / "v2", adapter), rel=1e-4)
 
 
-def test_without_an_adapter_nothing_is_foretold(
-    move: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_an_adapter_nothing_is_foretold(move: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert drift(move, tmp_path / "drift") == 0
     assert "copy" not in json.loads(capsys.readouterr().out)
 
