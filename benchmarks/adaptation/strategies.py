@@ -138,7 +138,10 @@ class Contest:
         return None if found is None else found.value
 
     def _tuned(self, name: str, start: LoraAdapter, rate: float) -> Run:
-        """Plain fine-tuning: no anchor, no replay, no constraint; stopped and chosen as ours is."""
+        """Plain fine-tuning where the start is not good enough: no anchor, no replay, no constraint.
+
+        It is stopped and its checkpoint chosen as ours is.
+        """
         new, seed = self.case.move.new, self.case.seed
         settings = Tuning(
             max_steps=MAX_STEPS, learning_rate=rate, batch_size=8, seed=seed, strong=0.0, weak=0.0, replay=0.0
@@ -146,8 +149,11 @@ class Contest:
 
         def make(watch: Stopwatch, store: Store) -> tuple[LoraAdapter, int]:
             evaluate = self._checkpoints(name, store, watch).evaluate
+            first = evaluate(0, start, ())
+            if first.ready:
+                return start, 0
             lessons = Lessons(encode(new, self.case.splits.train))
-            found = tune(new, start, evaluate(0, start, ()), lessons, settings, evaluate)
+            found = tune(new, start, first, lessons, settings, evaluate)
             return found.adapter, found.best.step
 
         return self._judged(name, make, begin=start)
