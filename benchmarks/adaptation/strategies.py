@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from stopwatch import Stopwatch
+from study_bases import alone
 
 from readapt_api.adaptation import Metric, Policy
 from readapt_api.artifacts import Origin
@@ -50,7 +51,7 @@ COPY_RATE, SCRATCH_RATE = 3e-4, 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Trial:
     """One adapter over one base move."""
 
     name: str
@@ -97,7 +98,7 @@ class Shared:
 class Contest:
     """All ways for one case, or Copy alone."""
 
-    def __init__(self, case: Case, pair: Path, folder: Path, log: Log, copy_alone: bool = False) -> None:
+    def __init__(self, case: Trial, pair: Path, folder: Path, log: Log, copy_alone: bool = False) -> None:
         """``pair`` keeps what belongs to the two bases; ``folder`` is the case's own and is emptied."""
         self.case = case
         self._log = log
@@ -213,10 +214,11 @@ class Contest:
 
     def _of_pair(self, pair: Path, seconds: dict[str, float]) -> Yardstick:
         store, old, new = Store(pair), self.case.move.old, self.case.move.new
-        yardstick, seconds["yardstick"] = _timed_once(pair / "yardstick.s", lambda: cached_yardstick(store, old, new))
-        if yardstick.measurable:
-            _, seconds["replay"] = _timed_once(pair / "replay.s", lambda: cached_replay(store, new))
-        return yardstick
+        with alone(pair / ".lock"):
+            found, seconds["yardstick"] = _timed_once(pair / "yardstick.s", lambda: cached_yardstick(store, old, new))
+            if found.measurable:
+                _, seconds["replay"] = _timed_once(pair / "replay.s", lambda: cached_replay(store, new))
+        return found
 
     def _prepare(self, yardstick: Yardstick | None, seconds: dict[str, float]) -> Shared:
         watch = Stopwatch(self._log)

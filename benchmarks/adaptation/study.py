@@ -4,8 +4,8 @@
 
 Every (case, way) is one JSON file in --out and is not computed again, so the study can be stopped and started; with
 ``--tables-only`` tables and plots (*.svg in --out) are made of what is there. Seconds are CPU seconds of a single
-thread. ``--ways Copy`` is cheap, it computes nothing about retention: for more moves, to fit the predictor to
-(``predictor.py``), in an --out of its own.
+thread: on two cores start it twice, with ``--part 1/2`` and ``--part 2/2``. ``--ways Copy`` is cheap, it computes
+nothing about retention: for more moves, to fit the predictor to (``predictor.py``), in an --out of its own.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, product
 from pathlib import Path
 
 import torch
-from strategies import WAYS, Case, Contest
+from strategies import WAYS, Contest, Trial
 from study_bases import MOVES, Shelf, read_study_adapter
 from study_charts import plot_study
-from study_rows import Row, read_rows, write_row
+from study_rows import Case, Row, read_rows, write_row
 from study_tables import tables
 
 from readapt_runtime.adapt.base import load_base
@@ -39,14 +40,14 @@ class Plan:
     sizes: Sequence[int]
     seeds: int
     ways: Sequence[str]
+    part: int = 1
+    parts: int = 1
+    """Of so many processes this one goes through every so manieth case, from the ``part``-th on."""
 
-    def cases(self) -> Iterator[tuple[str, str, int, int]]:
-        """(move, task, training examples, seed), the move outermost: its bases are loaded once."""
-        for move in self.moves:
-            for task in self.tasks:
-                for size in self.sizes:
-                    for seed in range(self.seeds):
-                        yield move, task, size, seed
+    def cases(self) -> Iterator[Case]:
+        """The move outermost: its bases are loaded once."""
+        every = product(self.moves, self.tasks, self.sizes, range(self.seeds))
+        return islice(every, self.part - 1, None, self.parts)
 
 
 class Study:
@@ -65,7 +66,7 @@ class Study:
             if missing:
                 self._contest(case, missing)
 
-    def _contest(self, case: tuple[str, str, int, int], ways: Sequence[str]) -> None:
+    def _contest(self, case: Case, ways: Sequence[str]) -> None:
         move, task, size, seed = case
         said = f"{move} {task} {size} {seed}"
         say(said)
@@ -73,7 +74,7 @@ class Study:
         splits = self._shelf.task(task, size, seed)
         stores = self._out / ".store" / move
         contest = Contest(
-            Case(said, self._move(move), adapter, splits, seed, MARGIN),
+            Trial(said, self._move(move), adapter, splits, seed, MARGIN),
             pair=stores / "pair",
             folder=stores / f"{task}-{size}-{seed}",
             log=self._log,
@@ -97,7 +98,7 @@ class Study:
             self._loaded = name, Move(*pair, read_drift(self._shelf.drift(MOVES[name], seed=0)))
         return self._loaded[1]
 
-    def _file(self, case: tuple[str, str, int, int], way: str) -> Path:
+    def _file(self, case: Case, way: str) -> Path:
         return self._out / "-".join(map(str, case)) / f"{way}.json"
 
 
@@ -109,9 +110,9 @@ def main() -> int:
     arguments = _parser().parse_args()
     torch.set_num_threads(1)
     tasks = arguments.tasks or (["banking20", "arc_easy"] if arguments.data else ["parcels", "shifts"])
-    plan = Plan(arguments.moves, tasks, arguments.sizes, arguments.seeds, arguments.ways)
+    plan = Plan(arguments.moves, tasks, arguments.sizes, arguments.seeds, arguments.ways, *arguments.part)
     if arguments.small:
-        plan = Plan(["harder"], tasks[:1], [200], 3, arguments.ways)
+        plan = replace(plan, moves=["harder"], tasks=tasks[:1], sizes=[200], seeds=3)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "log.jsonl").open("a", encoding="utf-8") as stream:
         study = Study(plan, Shelf(arguments.data, say), arguments.out, JsonLog(stream))
@@ -135,8 +136,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--small", action="store_true", help="one move, one task, 200 examples, three seeds")
+    parser.add_argument(
+        "--part", type=_part, default=(1, 1), metavar="I/N", help="this process is the I-th of N that share the cases"
+    )
     parser.add_argument("--tables-only", action="store_true")
     return parser
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, parts = (int(number) for number in text.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError(text)
+    return part, parts
 
 
 if __name__ == "__main__":

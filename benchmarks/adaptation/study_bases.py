@@ -5,11 +5,13 @@ Everything is made once and kept in the cache folder under a name that says how 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -155,14 +157,23 @@ class Shelf:
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         folder = self._root / name
-        if not folder.is_dir():
-            self._say(f"making {name}")
-            scratch = self._root / f".making-{name}"
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
-            make(scratch)
-            scratch.rename(folder)
+        with alone(self._root / f".{name}.lock"):
+            if not folder.is_dir():
+                self._say(f"making {name}")
+                scratch = self._root / f".making-{name}"
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir()
+                make(scratch)
+                scratch.rename(folder)
         return folder
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Waits while another process of the study is within the same block."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def read_study_adapter(folder: Path, base: Path) -> LoraAdapter:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from intervals import half_width, mean_with_interval, ratio_with_interval
+from study import Plan
 from study_charts import over_time, plot_study
 from study_curves import area, horizon_of, offered
 from study_rows import Row, complete, read_rows, seconds_of_pair, write_row
@@ -139,6 +140,18 @@ def test_a_case_that_one_way_has_not_gone_through_is_not_averaged() -> None:
     rows = decided()[:-1]
     assert {r.case for r in complete(rows)} == {rows[0].case}
     assert cells(policy(rows), "always retrain")[1] == "1"
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_the_parts_of_a_study_share_its_cases(parts: int) -> None:
+    whole = list(Plan(["mild", "harder"], ["intents"], [200, 1000], 3, ["ours"]).cases())
+    shares = [
+        list(Plan(["mild", "harder"], ["intents"], [200, 1000], 3, ["ours"], part, parts).cases())
+        for part in range(1, parts + 1)
+    ]
+    assert sorted(case for share in shares for case in share) == sorted(whole)
+    assert len(whole) == 12
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_rows_survive_the_disk_and_those_of_an_earlier_study_are_read(tmp_path: Path) -> None:
