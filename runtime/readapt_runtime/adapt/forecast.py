@@ -7,7 +7,6 @@ needs no other answers to compare with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +17,7 @@ from readapt_runtime.adapt.comparison import Pair
 from readapt_runtime.adapt.data import Example, read_examples
 from readapt_runtime.adapt.factors import attached, side_factors
 from readapt_runtime.adapt.tokens import encode, mean_losses
-from readapt_runtime.drift.prediction import BY_EXAMPLES
+from readapt_runtime.drift.prediction import BY_EXAMPLES, told
 from readapt_runtime.examples import BadData
 from readapt_runtime.lora_format import LoraAdapter
 
@@ -55,5 +54,5 @@ def from_examples(old: Path, new: Path, adapter: LoraAdapter, file: Path) -> dic
     before, after = (
         likelihood(losses(Pair(load_base(folder, digest_path(folder)), adapter), chosen)) for folder in (old, new)
     )
-    found = BY_EXAMPLES.at(before - after)
-    return {"samples": len(chosen), "old_likelihood": before, "new_likelihood": after, **asdict(found)}
+    found = told(BY_EXAMPLES, before - after)
+    return {"samples": len(chosen), "old_likelihood": before, "new_likelihood": after, **found}

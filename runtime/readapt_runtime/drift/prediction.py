@@ -35,9 +35,9 @@ class Law:
         return Prediction(min(100.0, max(0.0, self.slope * x)), self.error)
 
 
-BY_WEIGHTS = Law(slope=1.0, error=100.0)
-"""x: ``pull`` of the overlap."""
-BY_EXAMPLES = Law(slope=100.0, error=100.0)
+BY_WEIGHTS: Law | None = None
+"""x: ``pull`` of the overlap. None: not fitted yet, then facts are told and no points."""
+BY_EXAMPLES: Law | None = None
 """x: by how much the probability per token of a few right answers falls."""
 
 
@@ -46,13 +46,13 @@ def pull(found: Overlap) -> float:
     return found.size * found.read**0.5 if found.size else 0.0
 
 
-def from_weights(found: Overlap) -> Prediction:
-    """Of Copy over a drift."""
-    return BY_WEIGHTS.at(pull(found))
+def told(law: Law | None, x: float) -> dict[str, object]:
+    """``points`` and ``error`` for evidence and for printing; empty without a law."""
+    return {} if law is None else asdict(law.at(x))
 
 
 def facts(found: Overlap) -> dict[str, object]:
     """The prediction and what it comes from, for evidence and for printing; size is None for an adapter of zero."""
     size = found.size if math.isfinite(found.size) else None
     parts = {"size": size, "read": found.read, "written": found.written, "along": found.along}
-    return {**parts, **asdict(from_weights(found))}
+    return {**parts, **told(BY_WEIGHTS, pull(found))}

@@ -86,8 +86,9 @@ def _forecast(found: Findings) -> Iterator[tuple[str, str]]:
     forecast = found.evidence.get("forecast")
     if not forecast:
         return
-    yield "expected, points of Accuracy", f"{forecast['points']:.1f}"
-    yield "mean error of such a forecast", f"{forecast['error']:.1f}"
+    if "points" in forecast:
+        yield "expected, points of Accuracy", f"{forecast['points']:.1f}"
+        yield "mean error of such a forecast", f"{forecast['error']:.1f}"
     for rung in found.rungs:
         if rung.origin is Origin.COPIED and rung.metric is Metric.ACCURACY:
             yield "measured by the gate", f"{100 * (rung.reference - rung.score):.1f}"

@@ -143,7 +143,7 @@ def test_evidence_and_result_are_in_the_store(published: Published, outcome: Out
     assert evidence["request"]["newBase"] == published.request.new_base
     assert evidence["threads"] >= 1
     assert evidence["versions"].keys() == {"torch", "transformers", "peft", "optuna"}
-    assert evidence["forecast"].keys() == {"size", "read", "written", "along", "points", "error"}
+    assert {"size", "read", "written", "along"} <= evidence["forecast"].keys()
     trials = evidence["relora"]["trials"]
     assert len(trials) == SETTINGS.trials
     assert (trials[0]["alpha"], trials[0]["beta"]) == (1.0, 0.0)

@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from readapt_runtime.adapt import forecast
 from readapt_runtime.adapt.data import Example
 from readapt_runtime.adapt.forecast import EXAMPLES, few
 from readapt_runtime.cli import run
+from readapt_runtime.drift import prediction
 from readapt_runtime.drift.overlap import Overlap
-from readapt_runtime.drift.prediction import BY_WEIGHTS, Law, Prediction, facts
+from readapt_runtime.drift.prediction import Law, Prediction, facts
 from readapt_runtime.examples import BadData
 from readapt_testing.tiny_llama import Oracle, byte_tokenizer, write_adapter_folder, write_base
 
@@ -67,8 +69,10 @@ def _norm(matrices: list[torch.Tensor]) -> float:
 
 
 def test_an_adapter_and_examples_are_foretold_from(
-    move: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    move: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(prediction, "BY_WEIGHTS", Law(slope=2.0, error=4.5))
+    monkeypatch.setattr(forecast, "BY_EXAMPLES", Law(slope=50.0, error=1.5))
     adapter = move / "adapter"
     given = ["--adapter", str(adapter), "--examples", str(move / "examples.jsonl")]
     assert drift(move, tmp_path / "drift", *given) == 0
@@ -76,13 +80,15 @@ def test_an_adapter_and_examples_are_foretold_from(
 
     size = _norm(_drifts(tmp_path / "drift")) / _norm(_updates(adapter))
     assert found["size"] == pytest.approx(size, rel=1e-5)
-    assert found["points"] == pytest.approx(min(100.0, BY_WEIGHTS.slope * size * found["read"] ** 0.5))
-    assert found["error"] == BY_WEIGHTS.error
+    assert found["points"] == pytest.approx(min(100.0, 2.0 * size * found["read"] ** 0.5))
+    assert found["error"] == 4.5
 
     seen = found["examples"]
     assert seen["samples"] == len(QUESTIONS)
     assert seen["old_likelihood"] == pytest.approx(likelihood_by_peft(move / "v1", adapter), rel=1e-4)
     assert seen["new_likelihood"] == pytest.approx(likelihood_by_peft(move / "v2", adapter), rel=1e-4)
+    fall = seen["old_likelihood"] - seen["new_likelihood"]
+    assert (seen["points"], seen["error"]) == (pytest.approx(max(0.0, 50.0 * fall)), 1.5)
 
 
 def test_without_an_adapter_nothing_is_foretold(move: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,4 +134,4 @@ def test_facts_are_json() -> None:
     """An adapter of zero has no size; JSON has no infinity."""
     found = facts(Overlap(math.inf, 0.5, 0.25, 0.0, {}))
     assert json.loads(json.dumps(found, allow_nan=False))["size"] is None
-    assert facts(Overlap(0.0, 0.0, 0.0, 0.0, {}))["points"] == 0.0
+    assert facts(Overlap(0.0, 0.0, 0.0, 0.0, {})).get("points", 0.0) == 0.0
