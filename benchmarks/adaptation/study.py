@@ -109,7 +109,7 @@ def say(text: str) -> None:
 def main() -> int:
     arguments = _parser().parse_args()
     torch.set_num_threads(1)
-    tasks = arguments.tasks or (["banking20", "arc_easy"] if arguments.data else ["parcels", "shifts"])
+    tasks = arguments.tasks or (["intents20", "arc_easy"] if arguments.data else ["parcels", "shifts"])
     plan = Plan(arguments.moves, tasks, arguments.sizes, arguments.seeds, arguments.ways, *arguments.part)
     if arguments.small:
         plan = replace(plan, moves=["harder"], tasks=tasks[:1], sizes=[200], seeds=3)
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folders banking77, arc_easy, …, and math_text")
     parser.add_argument("--moves", nargs="+", default=["mild", "strong", "harder"], choices=sorted(MOVES))
     parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="default: banking20 arc_easy; without --data parcels shifts"
+        "--tasks", nargs="+", metavar="TASK", help="default: intents20 arc_easy; without --data parcels shifts"
     )
     parser.add_argument("--sizes", nargs="+", type=int, default=[200, 1000], help="training examples to repair with")
     parser.add_argument("--seeds", type=int, default=3)

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from answers import one_word_each
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from readapt_demo import tasks as generated
 from readapt_demo import training
@@ -35,10 +37,7 @@ RANK, SCALE = 8, 2.0
 ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_BATCH = 120, 1e-3, 16
 _RECORDS = 30
 """Generated records per step: enough to read none of them twice."""
-_WORDS = (
-    "river mountain ocean forest desert island valley lake lion tiger"
-    " bear wolf fox deer horse table chair lamp door window"
-)
+_INTENTS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +113,9 @@ class Shelf:
             return self._made(f"task-{name}", lambda out: generated.write_splits(splits, out))
         if self._data is None:
             raise SystemExit(f"{name} needs --data; without it there are {', '.join(_GENERATED)}")
-        if name == "banking20":
-            source = self._data / "banking77"
-            return self._made("task-banking20", lambda out: cut_intents(source, out))
+        if name == "intents20":
+            source, tokenizer = self._data / "banking77", AutoTokenizer.from_pretrained(self.v1())
+            return self._made("task-intents20", lambda out: cut_intents(source, out, tokenizer))
         return self._data / name
 
     def _name(self, move: BaseMove, seed: int) -> str:
@@ -180,19 +179,26 @@ def read_study_adapter(folder: Path, base: Path) -> LoraAdapter:
     return read_adapter(folder, base_shapes(base))
 
 
-def cut_intents(source: Path, out: Path) -> None:
-    """The twenty most frequent intents of Banking77, each answered by one word that says nothing."""
-    train = [json.loads(line) for line in (source / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    counts = Counter(row["label"] for row in train)
-    words = dict(zip(sorted(counts, key=lambda label: (-counts[label], label)), _WORDS.split(), strict=False))
-    for part in ("train", "validation", "test"):
-        rows = map(json.loads, (source / f"{part}.jsonl").read_text(encoding="utf-8").splitlines())
+def cut_intents(source: Path, out: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The twenty most frequent intents of Banking77, each answered by one word, of its name where that is possible.
+
+    With words that say nothing 120 steps come to 58 % only, and any tuning then beats the adapter that it should equal.
+    """
+    parts = {part: _lines(source / f"{part}.jsonl") for part in ("train", "validation", "test")}
+    counts = Counter(row["completion"].strip() for row in parts["train"])
+    names = sorted(counts, key=lambda name: (-counts[name], name))[:_INTENTS]
+    words = one_word_each(names, tokenizer)
+    for part, rows in parts.items():
         kept = [
-            {"prompt": row["prompt"].replace("Intent:", "Tag:"), "completion": f" {words[row['label']]}"}
+            {"prompt": row["prompt"], "completion": words[row["completion"].strip()]}
             for row in rows
-            if row["label"] in words
+            if row["completion"].strip() in words
         ]
         (out / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _empty(base: LoadedBase, folder: Path) -> LoraAdapter:
