@@ -20,14 +20,12 @@ from pathlib import Path
 
 import torch
 from strategies import WAYS, Contest, Trial
-from study_bases import MOVES, Shelf, read_study_adapter
+from study_bases import ADAPTER_STEPS, MOVES, Shelf, read_study_adapter
 from study_charts import plot_study
 from study_rows import Case, Row, read_rows, write_row
 from study_tables import tables
 
-from readapt_runtime.adapt.base import load_base
 from readapt_runtime.adapt.item import Move
-from readapt_runtime.drift import read_drift
 from readapt_runtime.progress import JsonLog, Log
 
 MARGIN = 0.03
@@ -43,6 +41,7 @@ class Plan:
     part: int = 1
     parts: int = 1
     """Of so many processes this one goes through every so manieth case, from the ``part``-th on."""
+    adapter_steps: int = ADAPTER_STEPS
 
     def cases(self) -> Iterator[Case]:
         """The move outermost: its bases are loaded once."""
@@ -70,7 +69,7 @@ class Study:
         move, task, size, seed = case
         said = f"{move} {task} {size} {seed}"
         say(said)
-        adapter = read_study_adapter(self._shelf.adapter(task, seed), self._shelf.v1())
+        adapter = read_study_adapter(self._shelf.adapter(task, seed, self._plan.adapter_steps), self._shelf.v1())
         splits = self._shelf.task(task, size, seed)
         stores = self._out / ".store" / move
         contest = Contest(
@@ -93,9 +92,7 @@ class Study:
 
     def _move(self, name: str) -> Move:
         if self._loaded is None or self._loaded[0] != name:
-            old, new = self._shelf.v1(), self._shelf.moved(MOVES[name], seed=0)
-            pair = (load_base(folder, f"sha256:{key * 64}") for folder, key in ((old, "1"), (new, "2")))
-            self._loaded = name, Move(*pair, read_drift(self._shelf.drift(MOVES[name], seed=0)))
+            self._loaded = name, self._shelf.load(name)
         return self._loaded[1]
 
     def _file(self, case: Case, way: str) -> Path:

@@ -25,14 +25,17 @@ from readapt_demo import training
 from readapt_demo.models import base_v1, cache_root
 from readapt_runtime.adapt.base import LoadedBase, load_base
 from readapt_runtime.adapt.data import Splits, read_examples, split
+from readapt_runtime.adapt.item import Move
 from readapt_runtime.adapt.retrain import blank
 from readapt_runtime.adapt.tokens import encode
 from readapt_runtime.adapt.tuning import Evaluation, Lessons, Tuning, tune
-from readapt_runtime.drift import measure
+from readapt_runtime.drift import measure, read_drift
 from readapt_runtime.lora_format import LoraAdapter, LoraModule, base_shapes, read_adapter, write_adapter
 from readapt_runtime.progress import JsonLog
 
 Say = Callable[[str], None]
+INTENTS = "intents20"
+"""A task of twenty intents; ``intents20+19`` has the twenty after the first nineteen, and so on."""
 RANK, SCALE = 8, 2.0
 ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_BATCH = 120, 1e-3, 16
 _RECORDS = 30
@@ -102,10 +105,16 @@ class Shelf:
         test = random.Random(0).sample(parts["test"], min(800, len(parts["test"])))
         return split(chosen, parts["validation"], test)
 
-    def adapter(self, task: str, seed: int) -> Path:
+    def load(self, name: str) -> Move:
+        """A move of MOVES in memory."""
+        old, new = self.v1(), self.moved(MOVES[name], seed=0)
+        pair = (load_base(folder, f"sha256:{key * 64}") for folder, key in ((old, "1"), (new, "2")))
+        return Move(*pair, read_drift(self.drift(MOVES[name], seed=0)))
+
+    def adapter(self, task: str, seed: int, steps: int = ADAPTER_STEPS) -> Path:
         """A LoRA of rank 8 on all linear modules of v1, trained on all of the task's training examples."""
-        name = f"adapter-{task}-{ADAPTER_STEPS}-{ADAPTER_RATE:g}-{seed}"
-        return self._made(name, lambda out: self._train(task, seed, out))
+        name = f"adapter-{task}-{steps}-{ADAPTER_RATE:g}-{seed}"
+        return self._made(name, lambda out: self._train(task, seed, steps, out))
 
     def _task_folder(self, name: str) -> Path:
         if name in _GENERATED:
@@ -113,9 +122,10 @@ class Shelf:
             return self._made(f"task-{name}", lambda out: generated.write_splits(splits, out))
         if self._data is None:
             raise SystemExit(f"{name} needs --data; without it there are {', '.join(_GENERATED)}")
-        if name == "intents20":
-            source, tokenizer = self._data / "banking77", AutoTokenizer.from_pretrained(self.v1())
-            return self._made("task-intents20", lambda out: cut_intents(source, out, tokenizer))
+        if name.startswith(INTENTS):
+            source, skipped = self._data / "banking77", int(name.removeprefix(INTENTS) or 0)
+            tokenizer = AutoTokenizer.from_pretrained(self.v1())
+            return self._made(f"task-{name}", lambda out: cut_intents(source, out, tokenizer, skipped))
         return self._data / name
 
     def _name(self, move: BaseMove, seed: int) -> str:
@@ -134,12 +144,12 @@ class Shelf:
         random.Random(seed).shuffle(texts)
         return texts
 
-    def _train(self, task: str, seed: int, out: Path) -> None:
+    def _train(self, task: str, seed: int, steps: int, out: Path) -> None:
         base = load_base(self.v1(), f"sha256:{'0' * 64}")
         splits = self.task(task, 1_000_000, 0)
         start = blank(_empty(base, self.v1()))
         settings = Tuning(
-            max_steps=ADAPTER_STEPS,
+            max_steps=steps,
             learning_rate=ADAPTER_RATE,
             batch_size=ADAPTER_BATCH,
             seed=seed,
@@ -148,7 +158,7 @@ class Shelf:
             weak=0.0,
             replay=0.0,
         )
-        self._say(f"training the adapter of {task}, seed {seed}: {ADAPTER_STEPS} steps")
+        self._say(f"training the adapter of {task}, seed {seed}: {steps} steps")
         first = Evaluation(0, 0.0, None, feasible=True, ready=False)
         lessons = Lessons(encode(base, splits.train))
         tuned = tune(base, start, first, lessons, settings, lambda step, *_: Evaluation(step, 1.0, None, True, False))
@@ -179,14 +189,14 @@ def read_study_adapter(folder: Path, base: Path) -> LoraAdapter:
     return read_adapter(folder, base_shapes(base))
 
 
-def cut_intents(source: Path, out: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The twenty most frequent intents of Banking77, each answered by one word, of its name where that is possible.
+def cut_intents(source: Path, out: Path, tokenizer: PreTrainedTokenizerBase, skipped: int = 0) -> None:
+    """Twenty intents of Banking77, the most frequent after ``skipped``; one word answers each, of its name if possible.
 
     With words that say nothing 120 steps come to 58 % only, and any tuning then beats the adapter that it should equal.
     """
     parts = {part: _lines(source / f"{part}.jsonl") for part in ("train", "validation", "test")}
     counts = Counter(row["completion"].strip() for row in parts["train"])
-    names = sorted(counts, key=lambda name: (-counts[name], name))[:_INTENTS]
+    names = sorted(counts, key=lambda name: (-counts[name], name))[skipped:][:_INTENTS]
     words = one_word_each(names, tokenizer)
     for part, rows in parts.items():
         kept = [

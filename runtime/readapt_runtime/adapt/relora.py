@@ -16,9 +16,9 @@ from readapt_api.jobs import AdaptationSettings
 from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.checkpoints import Checkpoints
 from readapt_runtime.adapt.data import Splits
-from readapt_runtime.adapt.factors import SideFactors, attached, side_factors
+from readapt_runtime.adapt.factors import SideFactors, side_factors
 from readapt_runtime.adapt.journal import Journal
-from readapt_runtime.adapt.retention import Retention, Yardstick, floor, retention, text_losses
+from readapt_runtime.adapt.retention import Retention, Yardstick
 from readapt_runtime.adapt.search import (
     COPY,
     Measured,
@@ -30,14 +30,13 @@ from readapt_runtime.adapt.search import (
     kept_energy,
     search,
 )
-from readapt_runtime.adapt.tokens import Encoded, encode, mean_losses
+from readapt_runtime.adapt.tokens import encode
+from readapt_runtime.adapt.trial import Meter
 from readapt_runtime.adapt.tuning import Evaluation, Lessons, Tuning, tune
 from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.lowrank import LowRank
 from readapt_runtime.progress import Log
 
-SEARCH_SEQUENCES = 12
-"""Of the retention text, for a trial of the search."""
 _FOLDED = 2
 """How many of the best points are folded and scored again."""
 _MEASURED = TypeAdapter(Measured)
@@ -85,9 +84,11 @@ class Relora:
     log: Log
     timed: Callable[[str], AbstractContextManager[None]]
     journal: Journal
-    _part_floor: float | None = None
-    """The floor on the part of the text that the search sees; set by its first trial, Copy."""
-    _search_rows: list[Encoded] = field(default_factory=list)
+    _meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        rows, least = encode(self.base, self.splits.search), float(self.settings.min_retention)
+        self._meter = Meter(self.base, rows, self.yardstick, least, self.of_copy)
 
     def run(self) -> Found:
         """Searches, folds, and tunes if it must. Raises Diverged."""
@@ -107,7 +108,6 @@ class Relora:
 
     def begin(self) -> Begun:
         """Where tuning starts from: what the search found, else Copy. Raises Diverged."""
-        self._search_rows = encode(self.base, self.splits.search)
         with self.timed("search"):
             trials, start = self._search()
         adapter = fold(self.adapter, self.drift, start.point)
@@ -142,29 +142,16 @@ class Relora:
     def _measured(self, what: str, point: Point, factors: Mapping[str, SideFactors]) -> Measured:
         """Measured now or by an earlier run."""
         measured = self.journal.once(f"{what} {point}", _MEASURED, lambda: self._measure(point, factors))
-        self._part_floor = measured.floor
+        self._meter.floor = measured.floor
         return measured
 
     def _side(self, adapter: LoraAdapter) -> Mapping[str, SideFactors]:
         return side_factors(adapter, self.base.dtype)
 
     def _measure(self, point: Point, factors: Mapping[str, SideFactors]) -> Measured:
-        """On the search examples and on the first sequences of the retention text."""
-        part = self.yardstick.part(SEARCH_SEQUENCES)
-        with attached(self.base.model, factors):
-            losses = mean_losses(self.base, self._search_rows)
-            # Where Copy itself keeps nothing there is no constraint, and the text need not be read.
-            constrained = self._floor(self.of_copy) is not None
-            kept = retention(part, text_losses(self.base, part.tokens)) if constrained else None
-        if point == COPY and self._part_floor is None:
-            self._part_floor = self._floor(kept)
-        value = None if kept is None else kept.value
-        measured = Measured(point, tuple(losses.tolist()), value, self._part_floor)
-        self.log.info("trial", alpha=point.alpha, beta=point.beta, loss=measured.loss, retention=value)
-        return measured
-
-    def _floor(self, of_copy: Retention | None) -> float | None:
-        return floor(float(self.settings.min_retention), of_copy)
+        found = self._meter.measure(point, factors)
+        self.log.info("trial", alpha=point.alpha, beta=point.beta, loss=found.loss, retention=found.retention)
+        return found
 
     def _tuning(self) -> Tuning:
         return Tuning(

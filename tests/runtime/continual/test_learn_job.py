@@ -220,7 +220,7 @@ def test_training_that_does_not_help_leaves_nothing(folders: Path, models: TinyM
     data = store.publish(ArtifactKind.DATA, folders / "all").digest
     base = store.publish(ArtifactKind.BASE, models.v1).digest
     request = TrainRequest(name="topics", base=base, data=data, max_steps=2, learning_rate="1e-12", rank=4)
-    with pytest.raises(NothingLearned, match="no checkpoint is better .* than the base alone"):
+    with pytest.raises(NothingLearned, match=r"no checkpoint is better .* than the base alone"):
         train.run(request, store, quiet())
     assert not (store.root / "results").exists()
 
