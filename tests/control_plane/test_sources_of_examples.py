@@ -41,6 +41,7 @@ def served(world: World, name: str) -> str:
     return str(world.adapter(name)["status"]["servedDigest"])
 
 
+@pytest.mark.fault
 def test_examples_become_served_adapters_and_a_task_is_appended_under_load(world: World) -> None:
     write_tasks(world.models.root)
     world.apply_base()
