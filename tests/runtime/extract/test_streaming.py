@@ -95,7 +95,7 @@ def test_memory_is_that_of_the_largest_pair_of_tensors_whatever_the_model(tmp_pa
     peaks = [int(n) for n in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
     assert (tmp_path / "old-4" / "model.safetensors").stat().st_size > 9 * pair / 2
     assert max(peaks) < 3 * pair, [f"{peak / pair:.2f} pairs" for peak in peaks]
-    assert peaks[1] < peaks[0] + pair / 10, [f"{peak / pair:.2f} pairs" for peak in peaks]
+    assert peaks[1] < peaks[0] + pair / 2, [f"{peak / pair:.2f} pairs" for peak in peaks]
 
 
 def test_shards_change_nothing(base: Path, edited: Make, low_rank_change: Change, tmp_path: Path) -> None:
