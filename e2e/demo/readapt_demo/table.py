@@ -52,7 +52,7 @@ def _cells(row: Row) -> Sequence[str]:
         _percent(row["score_copy"]),
         _percent(row["score_after"]),
         change,
-        row["interval"] or "–",
+        _interval(row["interval"]),
         _percent(row["retention"]),
         _seconds(row["repair_seconds"]),
         _seconds(row["ready_seconds"]),
@@ -69,6 +69,11 @@ def _percent(share: float | None) -> str:
 
 def _points(change: float) -> str:
     return f"{100 * change:+.1f} pt"
+
+
+def _interval(text: str | None) -> str:
+    """Of the change, as the status has it: ``[-0.0149, +0.0204]``."""
+    return "–" if text is None else " to ".join(f"{100 * float(end):+.1f}" for end in text.strip("[]").split(","))
 
 
 def _seconds(seconds: float | None) -> str:
