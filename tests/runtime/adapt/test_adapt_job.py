@@ -326,6 +326,7 @@ def unlabelled(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Publishe
     return publish(world, tmp_path_factory.mktemp("store-of-inputs"), data)
 
 
+@pytest.mark.fault
 def test_refresh_learns_from_the_old_pair_without_labels(unlabelled: Published) -> None:
     gate = GateSettings(metric=Metric.AGREEMENT, max_regression="0.1", max_samples=800)
     settings = SETTINGS.model_copy(update={"policy": Policy.REFRESH})
@@ -358,6 +359,7 @@ def test_metrics_that_need_labels_are_refused_without(unlabelled: Published) -> 
     assert set(unlabelled.store.root.glob("artifacts/*")) == before
 
 
+@pytest.mark.fault
 def test_retrain_starts_from_scratch_and_chooses_its_learning_rate(world: Any, published: Published) -> None:
     settings = SETTINGS.model_copy(update={"policy": Policy.RETRAIN, "learning_rate": "1e-2", "max_steps": 40})
     request = published.asking(adaptation=settings, gate=GATE.model_copy(update={"max_regression": "0.6"}))
