@@ -26,7 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +55,6 @@ class Scale:
     """Examples per class."""
     steps: int
     """Per task."""
-    seeds: int
     rank: int = 8
     batch_size: int = 8
     learning_rate: float = 1e-3
@@ -63,8 +62,8 @@ class Scale:
 
 Lesson = AnswerLoss | ChoiceLoss
 
-FULL = Scale(tasks=7, classes=11, tested=10, steps=60, seeds=3)
-QUICK = Scale(tasks=3, classes=4, tested=4, steps=12, seeds=1)
+FULL = Scale(tasks=7, classes=11, tested=10, steps=60)
+QUICK = Scale(tasks=3, classes=4, tested=4, steps=12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,15 +194,17 @@ def _size(adapter: LoraAdapter) -> int:
 def main() -> int:
     arguments = _parser().parse_args()
     scale = QUICK if arguments.quick else FULL
+    scale = replace(scale, **{name: value for name in ("steps", "tested") if (value := getattr(arguments, name))})
+    seeds = arguments.seeds or (1 if arguments.quick else 3)
     fix_threads()
     base = load_base(arguments.base, digest_path(arguments.base))
     shapes = base_shapes(arguments.base)
     done = list(_finished(arguments.out, scale))
-    for seed in range(scale.seeds):
+    for seed in range(seeds):
         tasks = tasks_of(arguments.data, base.tokenizer, scale.tasks, scale.classes, scale.tested, seed)
-        for method, learn in METHODS.items():
+        for method in arguments.methods:
             if not any((run.method, run.seed) == (method, seed) for run in done):
-                done.append(learn(Bench(base, shapes, tasks, scale, seed), method))
+                done.append(METHODS[method](Bench(base, shapes, tasks, scale, seed), method))
                 _append(arguments.out, done[-1])
     sys.stdout.write("\n".join(table(done)) + "\n")
     return 0
@@ -215,6 +216,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON Lines, one run each")
     parser.add_argument("--quick", action="store_true", help="three small tasks, one seed, a few minutes")
+    parser.add_argument("--steps", type=int, help=f"per task; default: {FULL.steps}, quick {QUICK.steps}")
+    parser.add_argument("--tested", type=int, help=f"examples per class; default: {FULL.tested}, quick {QUICK.tested}")
+    parser.add_argument("--seeds", type=int, help="orders of the classes; default: 3, quick 1")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     return parser
 
 
