@@ -5,4 +5,9 @@ import os
 # Kernels run in Triton's interpreter. Triton decides when it is imported, and other tests import it through PEFT.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Workers that share their processors wait for each other's threads in every small product: each takes one for itself.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) is not None:
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
+
 pytest_plugins = ["readapt_testing.plugin"]

@@ -47,7 +47,10 @@ def test_head_sizes_with_the_table_s_own_tiles(dim: int) -> None:
 
 
 def test_a_prompt_in_chunks_equals_the_prompt_in_one_piece() -> None:
-    """Bit for bit: every query meets the same blocks of keys in the same order."""
+    """Every query meets the same blocks of keys in the same order: equal but for the last bit.
+
+    The interpreter's products are numpy's, which on some processors sum a row otherwise at another place in its block.
+    """
     whole = make_case(Heads(3, 2, 64), [150], [150], dtype=torch.float16)
     start = int(whole.seqs.query_starts[0])
     expected = prefilled(whole)
@@ -64,7 +67,7 @@ def test_a_prompt_in_chunks_equals_the_prompt_in_one_piece() -> None:
         paged_prefill(whole.q, whole.kv, chunk, out, whole.scale, workspace)
 
     whole.assert_close(out)
-    assert torch.equal(out.nan_to_num(), expected.nan_to_num())
+    torch.testing.assert_close(out, expected, rtol=2**-10, atol=2**-16, equal_nan=True)
 
 
 def test_where_pages_lie_does_not_change_a_bit() -> None:
