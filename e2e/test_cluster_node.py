@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from readapt_cluster import leftovers, node, status
+from readapt_cluster import leftovers, node, packages, status
 from readapt_cluster.binaries import path_of
 from readapt_cluster.commands import run
 from readapt_cluster.node_config import SANDBOX_IMAGE
@@ -81,6 +81,7 @@ class Traces:
 
 @pytest.fixture(scope="module")
 def before() -> Traces:
+    packages.ensure(packages.NODE)  # iptables is one of them
     if leftovers.found():
         leftovers.clear()
     return Traces.of_this_machine()
