@@ -51,7 +51,7 @@ def test_every_program_that_is_called_is_made_before(stubs: Stubs) -> None:
     kube("get", "pods")
     stage.uninstall(kube)
 
-    assert {call.split()[0] for call in stubs.calls()} == {"python", "kubectl", "helm"}
+    assert {call.split()[0] for call in stubs.calls()} == {"python", "buildah", "kubectl", "helm"}
 
 
 @pytest.mark.parametrize("lacking", [None, "helm", "kubectl", "kubelet"])
@@ -68,3 +68,12 @@ def test_a_program_that_is_still_to_be_built_asks_for_the_disk_of_a_first_time(
     else:
         with pytest.raises(Refused, match="36000 MB needed"):
             stage.check_machine()
+
+
+def test_the_operator_is_told_the_id_of_its_image(stubs: Stubs) -> None:
+    """A new image under the old name has to reach an operator that runs already."""
+    stage.start_cluster(stubs.root)
+    stage.install(stubs.root, stage.kubectl(stubs.root))
+
+    assert "buildah images --storage-driver overlay --quiet localhost/readapt/operator:dev" in stubs.calls()
+    assert stubs.calls()[-1].endswith(" --set-string operator.podAnnotations.image-id=0123456789ab")

@@ -37,10 +37,13 @@ def check_machine() -> None:
 
 def _has_dependency_image() -> bool:
     """Whether buildah holds the large image that both the demo and the node's tests start from."""
-    if shutil.which("buildah") is None:
-        return False
-    listed = ["buildah", "images", "--storage-driver", "overlay", "--quiet", "--filter", f"reference={_DEPENDENCIES}"]
-    return bool(subprocess.run(listed, capture_output=True, text=True, check=False).stdout.strip())
+    return shutil.which("buildah") is not None and bool(_image_id("--filter", f"reference={_DEPENDENCIES}"))
+
+
+def _image_id(*which: str) -> str:
+    """Of a name or filter in buildah's storage; empty when there is none."""
+    listed = ["buildah", "images", "--storage-driver", "overlay", "--quiet", *which]
+    return subprocess.run(listed, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def build_images(checkout: Path) -> None:
@@ -94,13 +97,18 @@ def uninstall(kube: Kubectl) -> None:
 
 
 def install(checkout: Path, kube: Kubectl) -> None:
-    """``helm upgrade --install`` of the chart, watching the demo's namespace alone."""
+    """``helm upgrade --install`` of the chart, watching the demo's namespace alone.
+
+    An image of new code has the old one's name, so the operator's pod is told its id: else an operator that runs
+    already would go on.
+    """
     _helm(
         kube,
         *("upgrade", "--install", "readapt", checkout / "charts" / "readapt", "--create-namespace"),
         *("--wait", "--timeout", "180s"),
         *("--set", f"watchNamespaces={{{manifests.NAMESPACE}}}"),
         *("--set", f"images.operator={IMAGES[0]},images.runtime={IMAGES[1]},images.pullPolicy=Never"),
+        *("--set-string", f"operator.podAnnotations.image-id={_image_id(IMAGES[0])}"),
     )
 
 
