@@ -34,12 +34,15 @@ QUESTIONS = (
     "t6w1 t6w12 g2",
 )
 """Away from the adapters' tasks, on which a repaired variant answers as the old one did."""
+RELORA = ADAPTATION | {"policy": "ReLoRA", "tuning": {"maxSteps": 50, "learningRate": "1e-3", "batchSize": 16}}
+"""Of the adapter alone, so that one repair searches and tunes on a node, whatever Transport can do."""
 
 
 def _cast(models: TinyModels) -> Cast:
-    roles = tuple(
-        Role(name=f"tiny-{kind}", kind=kind, weights=weights, data=models.root / "data" / kind)
-        for kind, weights in (("adapter", models.adapter), ("checkpoint", models.checkpoint))
+    data = models.root / "data"
+    roles = (
+        Role("tiny-adapter", "adapter", models.adapter, data / "adapter", adaptation=json.dumps(RELORA)),
+        Role("tiny-checkpoint", "checkpoint", models.checkpoint, data / "checkpoint"),
     )
     return Cast(
         base="tiny",
@@ -89,10 +92,12 @@ def test_every_answer_comes_from_a_base_and_a_variant_made_for_each_other(report
     assert min(report["requests"]["telling"].values()) > 0, "no text tells the two sets apart"
 
 
-def test_copy_fails_the_gate_and_a_repair_passes_it(report: dict[str, Any]) -> None:
-    for row in report["adapters"]:
-        assert row["origin"] in ("Transported", "ReLoRA"), json.dumps(row)
-        assert row["score_copy"] <= row["score_before"] - 0.04, json.dumps(row)
+def test_a_repair_passes_the_gate(report: dict[str, Any]) -> None:
+    adapter, checkpoint = report["adapters"]
+    assert adapter["origin"] == "ReLoRA", json.dumps(adapter)
+    assert checkpoint["origin"] in ("Transported", "ReLoRA"), json.dumps(checkpoint)
+    assert checkpoint["score_copy"] <= checkpoint["score_before"] - 0.04, json.dumps(checkpoint)
+    for row in (adapter, checkpoint):
         assert row["score_after"] >= row["score_before"] - 0.04, json.dumps(row)
         assert row["retention"] is not None, json.dumps(row)
 

@@ -57,20 +57,28 @@ def drift(
     new: Annotated[Path, typer.Option("--to", metavar="DIR", help="The base as it is now.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help=f"Gets drift.safetensors and drift.json. {OUT_RULE}")],
     adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="PEFT LoRA adapter of the old base: what would a copy lose?")
+        Path | None,
+        typer.Option(metavar="DIR", help="PEFT LoRA adapter of the old base: where does the change meet it?"),
     ] = None,
     examples: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON Lines with prompt and completion; 32 of them tell it better."),
+        typer.Option(
+            metavar="FILE", help="JSON Lines with prompt and completion, for --adapter: 32 of them are asked."
+        ),
     ] = None,
 ) -> None:
     """Measures what changed between two versions of a base, per linear module.
 
-    With `--adapter` it predicts what that adapter would lose if its weights were copied, in points of Accuracy, with
-    the mean error of such predictions.
+    With `--adapter` it tells too how much of the change lies where that adapter reads and writes; with `--examples`,
+    how likely right answers are before the change and, if its weights are copied, after it. Where a law has been fitted
+    to these, it foretells from them how many points of Accuracy a copy would lose, with the mean error of such
+    predictions.
 
-    Examples: `readapt drift --from ./v1 --to ./v2 --out ./drift`,
-    `readapt drift --from ./v1 --to ./v2 --out ./drift --adapter ./support --examples validation.jsonl`
+    Examples:
+
+      readapt drift --from ./v1 --to ./v2 --out ./drift
+
+      readapt drift --from ./v1 --to ./v2 --out ./drift --adapter ./support --examples validation.jsonl
     """
     from readapt_runtime.drift.command import run
 
@@ -107,8 +115,11 @@ def extract(
 ) -> None:
     """Makes a LoRA adapter out of a full fine-tuned checkpoint, without data.
 
-    Examples: `readapt extract --base ./v1 --finetuned ./support --out ./support-lora --rank 16`,
-    or in place of `--rank 16` one of `--energy 0.9`, `--relative-error 0.3` and `--budget 4000000`.
+    Example:
+
+      readapt extract --base ./v1 --finetuned ./support --out ./support-lora --rank 16
+
+    In place of `--rank 16` one of `--energy 0.9`, `--relative-error 0.3` and `--budget 4000000`.
     """
     from readapt_runtime.device import choose_device
     from readapt_runtime.extract import Options, RankPolicy
@@ -127,7 +138,11 @@ def report(
 ) -> None:
     """Draws what `adapt`, `extract` or a Job of theirs did, as one page that loads nothing.
 
-    Examples: `readapt report ./support-v2`, `readapt report store/results/3f2a….evidence.json --out support.html`
+    Examples:
+
+      readapt report ./support-v2
+
+      readapt report store/results/3f2a….evidence.json --out support.html
     """
     from readapt_runtime.report.command import run
 

@@ -1,10 +1,15 @@
 """Decisions of the local cluster tool that need no cluster: what is ours, what is pinned, what is refused."""
 
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
-from readapt_cluster import cli, disk
+from readapt_cluster import cli, disk, preflight
 from readapt_cluster.catalog import ALL, Tool
 from readapt_cluster.errors import Refused
 from readapt_cluster.network import cleaning_script
@@ -64,6 +69,53 @@ def test_programs_of_kubernetes_are_stamped_with_their_version() -> None:
 def test_too_little_disk_is_refused_with_the_amount(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"a moon landing: 999999999 MB needed"):
         disk.require(tmp_path / "not" / "there", 999_999_999, "a moon landing")
+
+
+@contextmanager
+def _somebody(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    patch.setattr(os, "geteuid", lambda: 1000)
+    yield "A node needs root.*with sudo"
+
+
+@contextmanager
+def _engine(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Under a name of its own: one that is known would keep a node of this machine from coming up."""
+    patch.setattr(preflight, "_ENGINES", ("an-engine",))
+    with subprocess.Popen(["an-engine", "60"], executable="/bin/sleep") as running:
+        try:
+            yield rf"Another container engine runs here: an-engine, pid {running.pid}\. Stop it"
+        finally:
+            running.kill()
+
+
+@contextmanager
+def _socket(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    path = folder / "engine.sock"
+    patch.setattr(preflight, "_ENGINES", ())
+    patch.setattr(preflight, "_SOCKETS", (str(path),))
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(str(path))
+        engine.listen()
+        yield f"Something answers at {path}. Stop that engine"
+
+
+@pytest.mark.parametrize(
+    ("machine", "check"),
+    [
+        (_somebody, preflight.require_root),
+        (_engine, preflight.require_no_engine),
+        (_socket, preflight.require_no_engine),
+    ],
+    ids=["no root", "an engine that runs", "an engine that answers"],
+)
+def test_a_machine_that_is_not_ours_is_refused_with_what_to_do(
+    machine: Callable[[Path, pytest.MonkeyPatch], AbstractContextManager[str]],
+    check: Callable[[], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with machine(tmp_path, monkeypatch) as says, pytest.raises(Refused, match=says):
+        check()
 
 
 def test_processes_of_a_folder_that_only_starts_alike_are_not_ours(tmp_path: Path) -> None:

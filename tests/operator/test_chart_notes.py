@@ -51,3 +51,16 @@ def test_the_operator_may_reach_the_ports_of_the_api_server(values: tuple[str, .
 def test_what_is_no_port_of_an_api_server_is_refused(ports: str) -> None:
     with pytest.raises(CommandFailed, match="apiServerPorts"):
         render("models", "--set", f"networkPolicy.apiServerPorts={ports}")
+
+
+def test_annotations_of_the_operators_pod_are_the_users() -> None:
+    annotation = ("--set-string", "operator.podAnnotations.image-id=0123456789ab")
+    deployment = yaml.safe_load(render("models", "-s", "templates/deployment.yaml", *annotation))
+    assert deployment["spec"]["template"]["metadata"]["annotations"] == {"image-id": "0123456789ab"}
+
+
+@pytest.mark.parametrize("value", ["watchNamespace={a}", "operator.resyncSecond=60", "images.serving=x"])
+def test_a_key_that_the_chart_does_not_know_is_refused(value: str) -> None:
+    key = value.partition("=")[0].rpartition(".")[2]
+    with pytest.raises(CommandFailed, match=f"additional properties '{key}' not allowed"):
+        render("models", "--set", value)

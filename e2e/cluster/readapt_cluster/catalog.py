@@ -51,8 +51,6 @@ class Tool:
                 stamps += [f"{package}.{value}" for value in values]
         elif self.name == "helm":
             stamps = [f"helm.sh/helm/v4/internal/version.version={self.version}"]
-        elif self.name == "kubeconform":
-            stamps = [f"main.version={self.version}"]
         return " ".join(["-s", "-w", *(f"-X {stamp}" for stamp in stamps)])
 
     def _go_mod(self) -> str:
@@ -69,16 +67,7 @@ CONTROL_PLANE = (
     _kubernetes("kubectl", "60 s"),
     _kubernetes("kube-controller-manager", "1 to 3 minutes"),
 )
-CLIENTS = (
-    Tool("helm", "helm", "helm.sh/helm/v4", "helm.sh/helm/v4/cmd/helm", "2 to 7 minutes"),
-    Tool(
-        "kubeconform",
-        "kubeconform",
-        "github.com/yannh/kubeconform",
-        "github.com/yannh/kubeconform/cmd/kubeconform",
-        "5 s",
-    ),
-)
+CLIENTS = (Tool("helm", "helm", "helm.sh/helm/v4", "helm.sh/helm/v4/cmd/helm", "2 to 7 minutes"),)
 NODE = (
     Tool("coredns", "coredns", "github.com/coredns/coredns", "github.com/coredns/coredns", "2 to 9 minutes"),
     _kubernetes("kubelet", "90 s"),

@@ -20,6 +20,8 @@ class Role:
     """train.jsonl, validation.jsonl and test.jsonl."""
     rank: str = "rank: {energy: '0.95'}"
     """Checkpoint: how the rank of the extracted adapter is chosen, as YAML."""
+    adaptation: str = ""
+    """YAML of spec.adaptation, where it is not the cast's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Cast:
     v2: Path
     roles: tuple[Role, ...]
     adaptation: str = "{tuning: {maxSteps: 120}}"
-    """YAML of spec.adaptation for both adapters. Tuning is looked at six times: here after every 20 steps."""
+    """YAML of spec.adaptation. Tuning is looked at six times: here after every 20 steps."""
     gate: str = "{maxRegression: '0.03', maxSamples: 3000}"
     serving: str = "{maxModelLen: 512, poolMemory: 512Mi}"
     questions: tuple[str, ...] = (

@@ -34,7 +34,8 @@ def lora_adapter(cast: Cast, role: Role) -> str:
         f'    {split}: {{uri: "pvc://{SOURCES_CLAIM}/{role.name}/data/{split}.jsonl"}}\n'
         for split in ("train", "validation", "test")
     )
-    adaptation = f"  adaptation: {cast.adaptation}\n" if cast.adaptation else ""
+    wished = role.adaptation or cast.adaptation
+    adaptation = f"  adaptation: {wished}\n" if wished else ""
     return f"""\
 apiVersion: readapt.dev/v1alpha1
 kind: LoRAAdapter

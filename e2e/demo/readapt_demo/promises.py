@@ -23,10 +23,14 @@ def broken(report: Mapping[str, Any], *, generated: bool) -> list[str]:
 
 def _traffic(report: Mapping[str, Any]) -> Iterator[str]:
     requests = report["requests"]
+    if not requests["sent"]:
+        yield "no request was sent"
     if requests["failed"]:
         yield f"{requests['failed']} of {requests['sent']} requests failed"
     if report["mixed_sets"]:
         yield f"{report['mixed_sets']} answers came from a mixed set"
+    if not requests["telling"]:
+        yield "no answer could have shown a mixed set: no model's sets were compared"
     for model, count in requests["telling"].items():
         if not count:
             yield f"no answer of {model} could have shown a mixed set: both sets answer alike"
@@ -41,5 +45,7 @@ def _adapter(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"{row['name']}: the variant's origin is {row['origin']}, which is no repair"
     elif row["gate"] != "GatePassed":
         yield f"{row['name']}: the gate and the retention say {row['gate']}"
+    elif row["score_copy"] is None:
+        yield f"{row['name']}: Copy was not tried, so nothing shows what the move costs"
     elif row["score_copy"] > row["score_before"] - COPY_LOSS:
         yield f"{row['name']}: Copy scored {row['score_copy']}, less than four points below {row['score_before']}"

@@ -31,16 +31,19 @@ def check_machine() -> None:
     """Refuses before minutes are spent: no root, another engine in use, too little disk. Raises Refused."""
     preflight.require_root()
     preflight.require_no_engine()
-    first_time = bool(binaries.missing(catalog.CONTROL_PLANE + catalog.NODE)) or not _has_dependency_image()
+    first_time = bool(binaries.missing(catalog.ALL)) or not _has_dependency_image()
     disk.require(volumes_root(), _FIRST_SPACE_MB if first_time else _SPACE_MB, "images, models and build caches")
 
 
 def _has_dependency_image() -> bool:
     """Whether buildah holds the large image that both the demo and the node's tests start from."""
-    if shutil.which("buildah") is None:
-        return False
-    listed = ["buildah", "images", "--storage-driver", "overlay", "--quiet", "--filter", f"reference={_DEPENDENCIES}"]
-    return bool(subprocess.run(listed, capture_output=True, text=True, check=False).stdout.strip())
+    return shutil.which("buildah") is not None and bool(_image_id("--filter", f"reference={_DEPENDENCIES}"))
+
+
+def _image_id(*which: str) -> str:
+    """Of a name or filter in buildah's storage; empty when there is none."""
+    listed = ["buildah", "images", "--storage-driver", "overlay", "--quiet", *which]
+    return subprocess.run(listed, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def build_images(checkout: Path) -> None:
@@ -49,7 +52,8 @@ def build_images(checkout: Path) -> None:
 
 
 def start_cluster(checkout: Path) -> None:
-    """A node on this machine with both images loaded."""
+    """A node on this machine with both images loaded, and the programs that talk to it."""
+    binaries.ensure(catalog.ALL)
     tool: list[str | Path] = [checkout / ".venv" / "bin" / "python", "-m", "readapt_cluster"]
     subprocess.run([*tool, "up"], check=True, cwd=checkout)
     for image in IMAGES:
@@ -58,7 +62,7 @@ def start_cluster(checkout: Path) -> None:
 
 def kubectl(checkout: Path) -> Kubectl:
     """kubectl of the cluster's own version on the local kubeconfig."""
-    return Kubectl(binaries.path_folder() / "kubectl", checkout / ".local" / "kubeconfig")
+    return Kubectl(binaries.path_of("kubectl"), checkout / ".local" / "kubeconfig")
 
 
 def lay_out(cast: Cast, kube: Kubectl) -> Path:
@@ -89,24 +93,25 @@ def lay_out(cast: Cast, kube: Kubectl) -> Path:
 
 def uninstall(kube: Kubectl) -> None:
     """``helm uninstall``; CRDs and what users applied stay."""
-    helm = binaries.path_folder() / "helm"
-    words = [helm, "--kubeconfig", kube.kubeconfig, "uninstall", "readapt", "--namespace", OPERATOR_NAMESPACE, "--wait"]
-    subprocess.run([str(word) for word in words], check=True)
+    _helm(kube, "uninstall", "readapt", "--wait")
 
 
 def install(checkout: Path, kube: Kubectl) -> None:
-    """``helm upgrade --install`` of the chart, watching the demo's namespace alone."""
-    helm = binaries.path_folder() / "helm"
-    command = [
-        helm,
-        "--kubeconfig",
-        kube.kubeconfig,
-        "upgrade",
-        "--install",
-        "readapt",
-        checkout / "charts" / "readapt",
-    ]
-    command += ["--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--wait", "--timeout", "180s"]
-    command += ["--set", f"watchNamespaces={{{manifests.NAMESPACE}}}"]
-    command += ["--set", f"images.operator={IMAGES[0]},images.runtime={IMAGES[1]},images.pullPolicy=Never"]
+    """``helm upgrade --install`` of the chart, watching the demo's namespace alone.
+
+    An image of new code has the old one's name, so the operator's pod is told its id: else an operator that runs
+    already would go on.
+    """
+    _helm(
+        kube,
+        *("upgrade", "--install", "readapt", checkout / "charts" / "readapt", "--create-namespace"),
+        *("--wait", "--timeout", "180s"),
+        *("--set", f"watchNamespaces={{{manifests.NAMESPACE}}}"),
+        *("--set", f"images.operator={IMAGES[0]},images.runtime={IMAGES[1]},images.pullPolicy=Never"),
+        *("--set-string", f"operator.podAnnotations.image-id={_image_id(IMAGES[0])}"),
+    )
+
+
+def _helm(kube: Kubectl, *words: str | Path) -> None:
+    command = [binaries.path_of("helm"), "--kubeconfig", kube.kubeconfig, "--namespace", OPERATOR_NAMESPACE, *words]
     subprocess.run([str(word) for word in command], check=True)

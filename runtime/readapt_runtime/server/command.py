@@ -16,7 +16,9 @@ from readapt_runtime.server.names import require_name
 _Adapters = Annotated[
     list[str] | None, typer.Option(metavar="NAME=DIR", help="A PEFT adapter and its model id; repeatable.")
 ]
-_SetDir = Annotated[Path | None, typer.Option(help="Folder with the shards of the desired set, <dir>/<i>/set.json.")]
+_SetDir = Annotated[
+    Path | None, typer.Option(help="Folder with the shards of the desired set, DIR/N/set.json.", metavar="DIR")
+]
 _AdminKey = Annotated[
     Path | None,
     typer.Option(help="Ed25519 public key (PEM) of the operator. Without it the administration port is local."),

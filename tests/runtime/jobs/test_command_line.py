@@ -40,6 +40,18 @@ def test_help_loads_nothing_heavy_and_shows_how(command: list[str]) -> None:
     assert not command or "Example" in shown
 
 
+@pytest.mark.parametrize(("command", "examples"), [("drift", 2), ("extract", 1), ("report", 2), ("serve", 1)])
+def test_each_example_of_a_help_begins_a_line(command: str, examples: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    assert capsys.readouterr().out.count(f"\n readapt {command} ") == examples
+
+
+def test_help_names_places_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    """What stands in angle brackets would be taken for markup."""
+    assert run(["serve", "--help"]) == 0
+    assert " DIR/N/set.json" in capsys.readouterr().out
+
+
 def test_digest_prints_what_users_pin(sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["digest", str(sources / "v1")]) == 0
     assert json.loads(capsys.readouterr().out)["digest"] == digest_path(sources / "v1")
