@@ -48,9 +48,10 @@ def _kill(parents: list[Path]) -> bool:
     """Whether there was anything left to kill."""
     pids = set()
     for parent in parents:
-        for listing in parent.rglob("cgroup.procs"):
+        # A walk passes over folders that go meanwhile; rglob does not.
+        for folder, _, _ in os.walk(parent):
             try:
-                pids |= {int(line) for line in listing.read_text().split()}
+                pids |= {int(line) for line in (Path(folder) / "cgroup.procs").read_text().split()}
             except OSError:
                 continue
     for pid in pids - {0, os.getpid()}:
