@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
+
+from readapt_testing.triton_modes import compiled_by
 
 THREADS = 128
 VECTOR = 16
@@ -47,12 +46,8 @@ class Compiled:
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
-    folder = tmp_path_factory.mktemp("sm90")
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder / "cache")}
-    command = [sys.executable, "-m", "readapt_testing.sm90", str(folder / "kernels.json")]
-    subprocess.run(command, check=True, env=environment, timeout=300)
-    return {name: Compiled(**found) for name, found in json.loads((folder / "kernels.json").read_text()).items()}
+def kernels() -> dict[str, Compiled]:
+    return {name: Compiled(**found) for name, found in json.loads(compiled_by("readapt_testing.sm90")).items()}
 
 
 @pytest.fixture(params=LAUNCHES)

@@ -52,7 +52,10 @@ class Static:
         assert self.tape.uploads == self.engine.forward_passes
 
 
-@pytest.mark.parametrize("max_batch_tokens", [64, 20], ids=["whole prompts", "chunked prompts"])
+@pytest.mark.parametrize(
+    "max_batch_tokens",
+    [pytest.param(64, marks=pytest.mark.fault, id="whole prompts"), pytest.param(20, id="chunked prompts")],
+)
 def test_a_mixed_batch_is_answered_as_by_peft(tiny: Tiny, max_batch_tokens: int) -> None:
     static = Static.of(tiny, EngineLimits(max_batch_tokens, max_running=8))
     static.answer(NAMES, (5, 17, 29, 41), [4] * 4)

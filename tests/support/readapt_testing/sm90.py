@@ -1,6 +1,6 @@
 """Compiles what the LoRA launcher launches for sm_90, in bf16, without a GPU.
 
-    python -m readapt_testing.sm90 OUT.json
+    python -m readapt_testing.sm90 > OUT.json
 
 Runs in a process of its own, since the interpreter is off here. The launcher's own calls are recorded, and Triton's
 own binder turns their arguments into signature, constants and alignment, so what is compiled is what a GPU would run.
@@ -117,7 +117,7 @@ def main() -> None:
                     "constants": {k: v for k, v in kwargs.items() if isinstance(v, int)},
                     **resources(ptx),
                 }
-    Path(sys.argv[1]).write_text(json.dumps(found))
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

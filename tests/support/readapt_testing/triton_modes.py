@@ -8,15 +8,21 @@ anything imports Triton); ``TRITON_INTERPRET=0`` in the environment leaves it co
 
 from __future__ import annotations
 
-import importlib
+import hashlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+from readapt_cluster.places import cache
 
 _asked = os.environ.setdefault("TRITON_INTERPRET", "1")
 INTERPRETED = _asked.lower() in {"1", "true", "yes", "on"}
@@ -80,18 +86,45 @@ def programs_in_order(order: Sequence[int]) -> Iterator[None]:
 
 def compiled(launches: Sequence[Launch]) -> list[Compiled]:
     """Compiles for sm_90 with the assembler that Triton carries; no GPU and no driver are needed."""
+    asked = json.dumps([asdict(launch) for launch in launches])
+    return [Compiled(**result) for result in json.loads(compiled_by("readapt_testing.triton_compiler", asked))]
+
+
+def compiled_by(module: str, asked: str = "") -> str:
+    """The last line that the compiling process ``module`` says to ``asked``.
+
+    Kept in the cache folder: the same kernels, compiler and question have the same answer.
+    """
+    name = hashlib.sha256("\0".join([module, asked, metadata.version("triton"), *_sources()]).encode()).hexdigest()
+    kept = cache() / "fixtures" / "compiled" / name[:16]
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+            answer = Path(scratch) / "answer"
+            answer.write_text(_compile(module, asked), encoding="utf-8")
+            answer.rename(kept)
+    return kept.read_text(encoding="utf-8")
+
+
+def _compile(module: str, asked: str) -> str:
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-m", module]
     done = subprocess.run(
-        [sys.executable, "-m", "readapt_testing.triton_compiler"],
-        input=json.dumps([asdict(launch) for launch in launches]),
-        env=os.environ | {"TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+        command, input=asked, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     if done.returncode != 0:
         raise RuntimeError(f"compilation failed:\n{done.stdout}\n{done.stderr}")
-    return [Compiled(**result) for result in json.loads(done.stdout.splitlines()[-1])]
+    return done.stdout.splitlines()[-1]
+
+
+def _sources() -> list[str]:
+    """What the compiled code follows from: the kernels, their launchers, and the compiling processes."""
+    spec = importlib.util.find_spec("readapt_kernels")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError("readapt_kernels")
+    kernels = (file for folder in spec.submodule_search_locations for file in Path(folder).rglob("*.py"))
+    here = (Path(__file__).with_name(name) for name in ("sm90.py", "triton_compiler.py", "triton_modes.py"))
+    return [file.read_text(encoding="utf-8") for file in (*sorted(kernels), *here)]
 
 
 def _launch(function: Any, given: dict[str, Any], options: dict[str, int]) -> Launch:
