@@ -28,7 +28,11 @@ BAD_VERSIONS = {
     "truncated": "truncated?",
     "nan": "NaN or infinite values",
 }
-BAD_ADAPTERS = {"misfit": "shape", "not-finite": "NaN or infinite values"}
+BAD_ADAPTERS = {
+    "nowhere": f"pvc://{MODELS_CLAIM}/nowhere: nothing there",
+    "misfit": "shape",
+    "not-finite": "NaN or infinite values",
+}
 
 
 def spoil(root: Path) -> None:
@@ -38,7 +42,7 @@ def spoil(root: Path) -> None:
     weights = root / "truncated" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     _rewrite(root / "nan" / "model.safetensors", lambda name, values: values * numpy.float32("nan"))
-    for name in BAD_ADAPTERS:
+    for name in ("misfit", "not-finite"):
         shutil.copytree(root / "adapter", root / name)
     _rewrite(
         root / "misfit" / "adapter_model.safetensors",
