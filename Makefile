@@ -23,7 +23,7 @@ venv: .venv/.ready  ## .venv with the locked dependencies
 check: venv  ## format, lint, types, import rules
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy -p readapt_api -p readapt_operator -p readapt_runtime -p readapt_kernels -p readapt_cluster -p readapt_demo
+	.venv/bin/mypy --cache-dir $(CACHE)/mypy -p readapt_api -p readapt_operator -p readapt_runtime -p readapt_kernels -p readapt_cluster -p readapt_demo
 	.venv/bin/lint-imports
 
 unit: venv  ## tests that need nothing but Python
@@ -66,4 +66,4 @@ demo: venv  ## a base upgrade end to end on a local cluster (root); DATA=DIR tak
 	$(PY) -m readapt_demo $(if $(DATA),--data $(DATA))
 
 clean: venv  ## removes what the build made here; the cache stays
-	rm -rf dist out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf dist out .ruff_cache .pytest_cache
