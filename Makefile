@@ -27,7 +27,7 @@ check: venv  ## format, lint, types, import rules
 	.venv/bin/lint-imports
 
 unit: venv  ## tests that need nothing but Python
-	.venv/bin/pytest -q -n auto --dist loadfile -m "not control_plane and not fault" tests
+	PIN_WORKERS=1 .venv/bin/pytest -q -n auto --dist loadfile -m "not control_plane and not fault" tests
 
 control-plane: venv  ## tests against a real etcd, kube-apiserver and kube-controller-manager; bad input with real Jobs
 	.venv/bin/pytest -q -n auto --dist loadfile -m "control_plane and not fault" tests

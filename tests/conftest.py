@@ -5,8 +5,9 @@ import os
 # Kernels run in Triton's interpreter. Triton decides when it is imported, and other tests import it through PEFT.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Workers that share their processors wait for each other's threads in every small product: each takes one for itself.
-if (worker := os.environ.get("PYTEST_XDIST_WORKER")) is not None:
+# Set for tests that compute: workers that share their processors wait for each other's threads in every small product,
+# so each takes one for itself. Where tests wait for processes of their own, a worker is not to be held to one.
+if "PIN_WORKERS" in os.environ and (worker := os.environ.get("PYTEST_XDIST_WORKER")) is not None:
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
 
