@@ -2,6 +2,8 @@
 
 import os
 
+from hypothesis import HealthCheck, settings
+
 # Kernels run in Triton's interpreter. Triton decides when it is imported, and other tests import it through PEFT.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -10,5 +12,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 if "PIN_WORKERS" in os.environ and (worker := os.environ.get("PYTEST_XDIST_WORKER")) is not None:
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
+
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 
 pytest_plugins = ["readapt_testing.plugin"]

@@ -255,7 +255,7 @@ class GateVerdict(StrEnum):
     PASSED = "Passed"
     FAILED = "Failed"
     UNDECIDED = "Undecided"
-    """maxSamples examples were not enough; ``samples_needed`` says how many would be."""
+    """The examples were not enough, or the first of them left no hope; ``samples_needed`` says how many would be."""
     NOT_NEEDED = "NotNeeded"
     """Native, Trained, Incremental: there is nothing to compare with."""
 
@@ -271,6 +271,8 @@ class RungResult(Contract):
     """Score of the old pair (extract: of the checkpoint; train and learn: of the base alone) on the same examples."""
     interval: Interval
     samples: int
+    samples_left: int | None = None
+    """Not asked, because they would hardly have made the rung pass and another one was there to try."""
     samples_needed: int | None = None
     retention: float | None = None
     """1 is the new base's behaviour, 0 the old one's; None where it cannot be measured."""

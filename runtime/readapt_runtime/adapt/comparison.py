@@ -102,6 +102,8 @@ class Comparison:
     reference: float
     interval: Interval
     """Of the gain, at the level that the deciding look may spend on each end."""
+    samples_left: int | None
+    """That were not asked because they would hardly have made it pass."""
     samples_needed: int | None
 
 
@@ -128,5 +130,6 @@ def compare(
         score=mean(new),
         reference=mean(old),
         interval=Interval(lower=evidence.lower_end(look.alpha), upper=evidence.upper_end(look.alpha)),
-        samples_needed=gate.samples_needed(evidence, rule) if decision is gate.Decision.MORE else None,
+        samples_left=rule.samples - evidence.samples if decision is gate.Decision.FUTILE else None,
+        samples_needed=gate.samples_needed(evidence, rule) if decision.undecided else None,
     )

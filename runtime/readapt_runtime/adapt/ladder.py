@@ -29,6 +29,7 @@ VERDICTS = {
     Decision.PASS: GateVerdict.PASSED,
     Decision.FAIL: GateVerdict.FAILED,
     Decision.MORE: GateVerdict.UNDECIDED,
+    Decision.FUTILE: GateVerdict.UNDECIDED,
 }
 
 
@@ -85,6 +86,13 @@ def message(rung: RungResult, margin: float) -> str:
     if not keeps_update(rung):
         return f"{text}; retention {rung.retention:.2f} is below {rung.retention_floor:.2f}"
     if rung.verdict is GateVerdict.UNDECIDED:
-        needed = rung.samples_needed
-        return f"{text}; undecided, about {needed} examples would pass it" if needed else f"{text}; undecided"
+        needed = f", about {rung.samples_needed} examples would pass it" if rung.samples_needed else ""
+        return f"{text}; undecided{_left(rung)}{needed}"
     return text
+
+
+def _left(rung: RungResult) -> str:
+    """Why an exam ended before its last example."""
+    if rung.samples_left is None:
+        return ""
+    return f" after {rung.samples} of {rung.samples + rung.samples_left}: the others would hardly make it pass"

@@ -7,7 +7,7 @@ passing adapter, or none, with the results of every rung and the evidence. Next:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -98,7 +98,7 @@ class _Climb:
             rung_begin = time.monotonic()
             candidate = candidates.make(origin, share, first=not self.rungs)
             with self._timed(f"gate {origin}"):
-                comparison = self._compare(candidate.adapter, origin, measure, len(ways), share)
+                comparison = self._compare(candidate.adapter, origin, measure, ways, share)
             self._record(origin, comparison, candidate, of_copy, time.monotonic() - rung_begin)
         passed = ladder.passes(self.rungs[-1])
         return Repaired(
@@ -111,13 +111,16 @@ class _Climb:
             candidate.learned if passed else None,
         )
 
-    def _compare(self, adapter: LoraAdapter, origin: Origin, measure: Measure, rungs: int, log: Log) -> Comparison:
+    def _compare(
+        self, adapter: LoraAdapter, origin: Origin, measure: Measure, ways: Sequence[Origin], log: Log
+    ) -> Comparison:
         settings, examples = self.item.gate, self.item.splits.gate
         rule = gate.Rule.for_policy(
             confidence=float(settings.confidence),
             margin=float(settings.max_regression),
             samples=min(settings.max_samples, len(examples)),
-            rungs=rungs,
+            rungs=len(ways),
+            last=origin is ways[-1],
         )
         new, asked = self.move.new, f"sha256:{adapter.fingerprint}"
         cache = AnswerCache.of(self.store, asked, new, self.item.data, "gate", measure.form)
@@ -141,6 +144,7 @@ class _Climb:
             reference=found.reference,
             interval=found.interval,
             samples=found.evidence.samples,
+            samples_left=found.samples_left,
             samples_needed=found.samples_needed,
             retention=None if kept is None else kept.value,
             retention_floor=floor(float(self.item.adaptation.min_retention), of_copy),

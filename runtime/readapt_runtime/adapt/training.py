@@ -1,13 +1,13 @@
-"""What the steps of a tuning change: the factors, AdamW's moments and the place in the schedule.
+"""What the steps of a training change: the leaves, AdamW's moments and the place in the schedule.
 
-In: an adapter. Out: after every step, the adapter as it is now, and tensors from which a later run goes on bit for bit.
-Next: ``tuning`` decides what is learned and when it is enough.
+In: an adapter, or any leaves. Out: after every step, the adapter as it is now, and tensors from which a later run goes
+on bit for bit. Next: ``tuning`` and ``continual.learning`` decide what is learned and when it is enough.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +24,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How far each of ``steps`` steps goes: the rate warms up linearly, then falls with a cosine to zero."""
+    """How far each of ``steps`` steps goes: a rate warms up linearly, then falls with a cosine to zero."""
 
-    rate: float
     warmup: int
     steps: int
     clip: float
@@ -35,32 +34,39 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A training after ``steps`` steps, in the names of ``Training.tensors``."""
+    """A descent after ``steps`` steps, in the names of ``Descent.tensors``."""
 
     steps: int
     tensors: Mapping[str, Tensor]
 
 
-class Training:
-    """An adapter that is being trained."""
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Leaves with one learning rate."""
 
-    def __init__(self, start: LoraAdapter, pace: Pace, seed: int, saved: Saved | None = None) -> None:
-        """From ``start``, or from where ``saved`` was; ``start`` is what the anchor holds to either way."""
-        self._start = start
-        self.factors = trainable(start, seed)
-        self._anchor = Anchor(self.factors)
-        self._leaves = {f"{name}.{side}": getattr(f, side) for name, f in self.factors.items() for side in _SIDES}
-        group = {"params": list(self._leaves.values()), "initial_lr": pace.rate}
-        self._optimizer = torch.optim.AdamW([group], lr=pace.rate, weight_decay=0.0)
+    leaves: Mapping[str, Tensor]
+    """By names that no other group has."""
+    rate: float
+    """At its peak."""
+
+
+class Descent:
+    """Leaves on their way down a loss."""
+
+    def __init__(self, groups: Sequence[Group], pace: Pace, saved: Saved | None = None) -> None:
+        """From where the leaves are, or from where ``saved`` was."""
+        self._leaves = {name: leaf for group in groups for name, leaf in group.leaves.items()}
+        parameters = [
+            {"params": list(group.leaves.values()), "lr": group.rate, "initial_lr": group.rate}
+            for group in groups
+            if group.leaves
+        ]
+        self._optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
         if saved is not None:
             self._restore(saved)
         done = 0 if saved is None else saved.steps
         self._schedule = get_cosine_schedule_with_warmup(self._optimizer, pace.warmup, pace.steps, last_epoch=done - 1)
         self._clip = pace.clip
-
-    def anchor(self) -> Tensor:
-        """The distance from the start, differentiable."""
-        return self._anchor(self.factors)
 
     def step(self, loss: Tensor) -> None:
         """One optimiser step down ``loss``."""
@@ -70,31 +76,65 @@ class Training:
         self._optimizer.step()
         self._schedule.step()
 
-    def adapter(self) -> LoraAdapter:
-        """The factors as they are now, in fp32."""
-        return LoraAdapter(
-            {
-                name: LoraModule(
-                    name, side.a.detach().clone(), side.b.detach().clone(), self._start.modules[name].scale
-                )
-                for name, side in self.factors.items()
-            }
-        )
-
     def tensors(self) -> dict[str, Tensor]:
-        """Every factor with its two moments; only after the first step, no copies."""
-        found = {}
+        """Every leaf with its two moments; only after the first step, no copies."""
+        found: dict[str, Tensor] = {}
         for name, leaf in self._leaves.items():
-            found[name] = leaf.detach()
-            for moment in _MOMENTS:
-                found[f"{name}.{moment}"] = self._optimizer.state[leaf][moment]
+            state = self._optimizer.state[leaf]
+            found |= zip(_keys(name), (leaf.detach(), *(state[moment] for moment in _MOMENTS)), strict=True)
         return found
 
     def _restore(self, saved: Saved) -> None:
+        """All leaves or, where one is missing, none."""
+        found = {name: [saved.tensors[key] for key in _keys(name)] for name in self._leaves}
         for name, leaf in self._leaves.items():
-            leaf.detach().copy_(saved.tensors[name])
-            moments = {m: torch.empty_like(leaf).detach().copy_(saved.tensors[f"{name}.{m}"]) for m in _MOMENTS}
-            self._optimizer.state[leaf] = {"step": torch.tensor(float(saved.steps)), **moments}
+            value, *moments = found[name]
+            leaf.detach().copy_(value)
+            state = {m: torch.empty_like(leaf).detach().copy_(x) for m, x in zip(_MOMENTS, moments, strict=True)}
+            self._optimizer.state[leaf] = {"step": torch.tensor(float(saved.steps)), **state}
+
+
+def _keys(leaf: str) -> tuple[str, ...]:
+    """The names of a leaf and its moments."""
+    return (leaf, *(f"{leaf}.{moment}" for moment in _MOMENTS))
+
+
+class Training:
+    """An adapter that is being trained."""
+
+    def __init__(self, start: LoraAdapter, rate: float, pace: Pace, seed: int, saved: Saved | None = None) -> None:
+        """From ``start``, or from where ``saved`` was; ``start`` is what the anchor holds to either way."""
+        self._start = start
+        self.factors = trainable(start, seed)
+        self._anchor = Anchor(self.factors)
+        self._descent = Descent([Group(leaves_of(self.factors), rate)], pace, saved)
+
+    def anchor(self) -> Tensor:
+        """The distance from the start, differentiable."""
+        return self._anchor(self.factors)
+
+    def step(self, loss: Tensor) -> None:
+        """One optimiser step down ``loss``."""
+        self._descent.step(loss)
+
+    def adapter(self) -> LoraAdapter:
+        """The factors as they are now, in fp32."""
+        return snapshot(self.factors, self._start)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """From which a later run goes on; only after the first step, no copies."""
+        return self._descent.tensors()
+
+
+def leaves_of(factors: Mapping[str, SideFactors]) -> dict[str, Tensor]:
+    """Every factor under its name in what is saved."""
+    return {f"{name}.{side}": getattr(f, side) for name, f in factors.items() for side in _SIDES}
+
+
+def snapshot(factors: Mapping[str, SideFactors], start: LoraAdapter) -> LoraAdapter:
+    """Copies of the factors, with the scales of the adapter that they started as."""
+    sides = ((name, side.a.detach().clone(), side.b.detach().clone()) for name, side in factors.items())
+    return LoraAdapter({name: LoraModule(name, a, b, start.modules[name].scale) for name, a, b in sides})
 
 
 def trainable(adapter: LoraAdapter, seed: int) -> dict[str, SideFactors]:

@@ -66,7 +66,7 @@ class Tuning:
     @property
     def pace(self) -> Pace:
         warmup = math.ceil(self.warmup_share * self.max_steps)
-        return Pace(self.learning_rate, warmup, self.max_steps, self.clip)
+        return Pace(warmup, self.max_steps, self.clip)
 
     def evaluates(self, step: int) -> bool:
         """Whether the weights after ``step`` steps are evaluated."""
@@ -211,7 +211,8 @@ def _open(
 
     def restore(document: object, tensors: Mapping[str, Tensor]) -> _Course:
         losses = tensors["losses"].tolist()
-        training = Training(start, settings.pace, settings.seed, Saved(len(losses), tensors))
+        saved = Saved(len(losses), tensors)
+        training = Training(start, settings.learning_rate, settings.pace, settings.seed, saved)
         course = _Course(name, settings, training, _CURVE.validate_python(document), losses, start)
         if course.best.step == len(losses):
             course.kept = training.adapter()
@@ -220,7 +221,10 @@ def _open(
         return course
 
     found = None if journal is None else journal.load(name, restore)
-    return found or _Course(name, settings, Training(start, settings.pace, settings.seed), [first], [], start)
+    if found is not None:
+        return found
+    training = Training(start, settings.learning_rate, settings.pace, settings.seed)
+    return _Course(name, settings, training, [first], [], start)
 
 
 def _kept(start: LoraAdapter, tensors: Mapping[str, Tensor]) -> LoraAdapter:

@@ -2,11 +2,13 @@
 
 ``--out`` holds the files of the adapter (``files.py``) and ``lessons.json``: which work each finished task was, by
 hash, what it left, and the magnitudes after the last. It is replaced after every task, when all else is there, so that
-a run that was killed, or one with more tasks, goes on after the last that was finished.
+a run that was killed, or one with more tasks, goes on after the last that was finished; within the next one from the
+store in the hidden ``.progress``.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +26,12 @@ from readapt_runtime.adapt.data import Example, Splits, read_examples, split
 from readapt_runtime.adapt.item import seed_of
 from readapt_runtime.continual.blocks import Folded, Learned
 from readapt_runtime.continual.files import Magnitudes, magnitudes_of, read_learned, write_learned
-from readapt_runtime.continual.sequence import Lesson, Task, forgetting, learn_task
+from readapt_runtime.continual.sequence import Lesson, Task, forgetting, journal_of, learn_task
 from readapt_runtime.examples import BadData
 from readapt_runtime.lora_format import base_shapes
-from readapt_runtime.out_folder import BadOut, make_out
+from readapt_runtime.out_folder import PROGRESS, BadOut, make_out
 from readapt_runtime.progress import ConsoleLog
+from readapt_runtime.store import Store
 
 LESSONS = "lessons.json"
 
@@ -64,15 +67,19 @@ def learn_folders(base: Path, tasks: Sequence[str], out: Path, max_rank: int, **
     )
     hashes = tuple(request.prefix_hash(count) for count in range(1, len(files) + 1))
     kept, learned = _kept(out, hashes)
+    progress = Store(out / PROGRESS)
     lessons = kept.lessons
     fix_threads()
     with ConsoleLog() as log:
         shapes, loaded = base_shapes(base), load_base(base, request.base)
         ready = [Task.of(t, s, seed_of(h)) for t, s, h in zip(request.tasks, splits, hashes, strict=True)]
         for count in range(len(lessons) + 1, len(ready) + 1):
-            learned, lesson = learn_task(loaded, shapes, learned, ready[:count], log)
+            journal = journal_of(progress, hashes[count - 1], loaded, learned, log)
+            learned, lesson = learn_task(loaded, shapes, learned, ready[:count], journal, log)
             lessons = (*lessons, lesson)
             _write(out, learned, request, Lessons(done=hashes[:count], lessons=lessons))
+            progress.drop_progress(hashes[count - 1])
+    shutil.rmtree(progress.root, ignore_errors=True)
     folded = _write(out, learned, request, Lessons(done=hashes, lessons=lessons))
     return {
         "origin": Origin.INCREMENTAL.value,

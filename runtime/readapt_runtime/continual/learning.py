@@ -9,24 +9,26 @@ is zero and all gains are 1: the function is that of the end of the last task.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
 
 from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.errors import Diverged
 from readapt_runtime.adapt.factors import SideFactors, attached
-from readapt_runtime.adapt.training import trainable
+from readapt_runtime.adapt.journal import Journal
+from readapt_runtime.adapt.training import Descent, Group, Pace, Saved, leaves_of, snapshot, trainable
 from readapt_runtime.adapt.tuning import shuffled_batches
 from readapt_runtime.continual.blocks import Learned
-from readapt_runtime.lora_format import LoraAdapter, LoraModule
+from readapt_runtime.lora_format import LoraAdapter
 
 Loss = Callable[[Sequence[int]], Tensor]
 """Indices of a batch's examples -> the scalar to be descended, for whatever is attached to the base now."""
+_STATE = "learning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,10 @@ class Course:
     """Learning rate of the magnitudes, relative to their size."""
     warmup_share: float = 0.05
     clip: float = 1.0
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(math.ceil(self.warmup_share * self.max_steps), self.max_steps, self.clip)
 
 
 class Pupil:
@@ -69,11 +75,12 @@ class Pupil:
             name: [b.magnitudes[name] * g for b, g in zip(self._learned.holding(name), gain.tolist(), strict=True)]
             for name, gain in self.gains.items()
         }
-        modules = {
-            name: LoraModule(name, side.a.detach().clone(), side.b.detach().clone(), self._start.modules[name].scale)
-            for name, side in self.current.items()
-        }
-        return self._learned.with_magnitudes(magnitudes), LoraAdapter(modules)
+        return self._learned.with_magnitudes(magnitudes), snapshot(self.current, self._start)
+
+    def groups(self, course: Course) -> tuple[Group, Group]:
+        """What is learned: factors and gains."""
+        gains = {f"{name}.gain": gain for name, gain in self.gains.items()}
+        return Group(leaves_of(self.current), course.learning_rate), Group(gains, course.gain_rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,26 +107,35 @@ class _Directions:
         return SideFactors(self.a, self.b, (self.magnitudes * gains).repeat_interleave(self.ranks))
 
 
-def descend(pupil: Pupil, loss: Loss, lengths: Sequence[int], course: Course) -> Iterator[float]:
+def descend(
+    pupil: Pupil, loss: Loss, lengths: Sequence[int], course: Course, journal: Journal | None = None
+) -> Iterator[float]:
     """The loss of one optimiser step after the other; ``lengths`` of the examples, for batches of little padding.
 
-    Raises Diverged when a loss is not finite.
+    With ``journal`` it goes on where an earlier run was, whose losses come first, and leaves what a later one needs;
+    ``loss`` has to be that of a pupil that has not taken a step. Raises Diverged when a loss is not finite.
     """
-    factors = [p for side in pupil.current.values() for p in (side.a, side.b)]
-    gains = list(pupil.gains.values())
-    groups = [{"params": factors, "lr": course.learning_rate}, {"params": gains, "lr": course.gain_rate}]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
-    warmup = math.ceil(course.warmup_share * course.max_steps)
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, course.max_steps)
+    losses, descent = _open(pupil, course, journal)
+    yield from losses
     order = shuffled_batches(lengths, course.batch_size, course.seed)
-    for step in range(course.max_steps):
+    for step, batch in islice(enumerate(order), len(losses), course.max_steps):
         with pupil.attached():
-            found = loss(next(order))
+            found = loss(batch)
         if not bool(torch.isfinite(found)):
             raise Diverged(f"the training loss at step {step + 1} is {found.item()}; try a smaller learning rate")
-        optimizer.zero_grad()
-        found.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_([*factors, *gains], course.clip)
-        optimizer.step()
-        schedule.step()
-        yield float(found.detach())
+        descent.step(found)
+        losses.append(float(found.detach()))
+        if journal is not None and (journal.due() or len(losses) == course.max_steps):
+            journal.save(_STATE, None, {**descent.tensors(), "losses": torch.tensor(losses)})
+        yield losses[-1]
+
+
+def _open(pupil: Pupil, course: Course, journal: Journal | None) -> tuple[list[float], Descent]:
+    """Where an earlier run was, or the beginning."""
+
+    def restore(_: object, tensors: Mapping[str, Tensor]) -> tuple[list[float], Descent]:
+        losses: list[float] = tensors["losses"].tolist()
+        return losses, Descent(pupil.groups(course), course.pace, Saved(len(losses), tensors))
+
+    found = None if journal is None else journal.load(_STATE, restore)
+    return found or ([], Descent(pupil.groups(course), course.pace))

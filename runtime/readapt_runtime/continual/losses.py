@@ -20,12 +20,16 @@ from torch import Tensor
 
 from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.data import Example
+from readapt_runtime.adapt.journal import Journal
 from readapt_runtime.adapt.scoring import choice_scores, prepare, scores
 from readapt_runtime.adapt.tokens import answer_losses, encode
 from readapt_runtime.examples import BadData
 
 KEEPING = 1.0
 """κ."""
+_PASS_QUESTIONS = 256
+"""Questions of one call; their batches are cut by length."""
+_STATE = "judged"
 
 
 class AnswerLoss:
@@ -50,10 +54,12 @@ class ChoiceLoss:
         own: Sequence[str],
         earlier: Sequence[str] = (),
         keeping: float = KEEPING,
+        journal: Journal | None = None,
     ) -> None:
         """To be made while the base has what was learned before attached: its answers are asked for here.
 
-        Raises BadData when ``own`` leaves no choice.
+        With ``journal`` those that an earlier run asked for are not asked for again. Raises BadData when ``own``
+        leaves no choice.
         """
         if len(own) < 2:
             raise BadData(f"the examples have {len(own)} distinct completions: there is nothing to choose between")
@@ -64,7 +70,7 @@ class ChoiceLoss:
         self._keeping = keeping
         self._questions = prepare(base, [e.prompt for e in examples], [*own, *others])
         self._right = torch.tensor([index[e.completion] for e in examples])
-        self._before = self._judge(choice_scores(base, self._questions)) if others else None
+        self._before = self._judge_all(journal) if others else None
         self.lengths = [len(q.context) for q in self._questions]
 
     def __call__(self, batch: Sequence[int]) -> Tensor:
@@ -75,6 +81,17 @@ class ChoiceLoss:
             return loss
         kept = F.kl_div(self._judge(found), self._before[rows], log_target=True, reduction="batchmean")
         return loss + self._keeping * kept
+
+    def _judge_all(self, journal: Journal | None) -> Tensor:
+        """[questions, earlier] as ``_judge``, for what is attached to the base now."""
+        found = None if journal is None else journal.load(_STATE, lambda _, tensors: tensors["judged"].clone())
+        parts = [] if found is None else [found]
+        while (begin := sum(map(len, parts))) < len(self._questions):
+            questions = self._questions[begin : begin + _PASS_QUESTIONS]
+            parts.append(self._judge(choice_scores(self._base, questions)))
+            if journal is not None and (journal.due() or begin + len(questions) == len(self._questions)):
+                journal.save(_STATE, None, {"judged": torch.cat(parts)})
+        return torch.cat(parts)
 
     def _judge(self, found: Tensor) -> Tensor:
         """[questions, choices] scores -> [questions, earlier] log-probabilities among the earlier answers, fp32."""

@@ -1,8 +1,8 @@
 """The learn Job: a Base and the Data of every task in, one LoRA variant out that has learned them in order (SD-LoRA).
 
 What the first tasks came to is a variant and a record of its own, under a hash that names these tasks alone: a Job
-that was stopped, and one that has a task more, go on from the longest record that is there. The examples of all tasks
-are published as one Data artifact, for the gate of later moves.
+that was stopped, and one that has a task more, go on from the longest record that is there, and within the next task
+from its journal. The examples of all tasks are published as one Data artifact, for the gate of later moves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from readapt_runtime.adapt.measure import Measure
 from readapt_runtime.adapt.share import Share
 from readapt_runtime.continual.blocks import Learned, fold
 from readapt_runtime.continual.files import factor_blocks, read_learned, write_learned
-from readapt_runtime.continual.sequence import Lesson, Task, forgetting, learn_task
+from readapt_runtime.continual.sequence import Lesson, Task, forgetting, journal_of, learn_task
 from readapt_runtime.jobs.train import made
 from readapt_runtime.jobs.variant import PROBE_TEXTS, publish_variant
 from readapt_runtime.lora_format import base_shapes
@@ -97,13 +97,17 @@ class _Work:
         lessons = prefix.lessons if prefix else ()
         tasks = [Task.of(w, part, seed_of(key)) for w, part, key in zip(wishes, self.splits, hashes, strict=True)]
         shapes = base_shapes(self.artifact.path)
+        if known:
+            self.store.drop_progress(hashes[known - 1])
         log.info("learning", tasks=count, known=known)
         for n in range(known + 1, count + 1):
             share = Share(log, begin=(n - 1) / count, width=1 / count)
-            learned, lesson = learn_task(self.base, shapes, learned, tasks[:n], share)
+            journal = journal_of(self.store, hashes[n - 1], self.base, learned, share)
+            learned, lesson = learn_task(self.base, shapes, learned, tasks[:n], journal, share)
             lessons = (*lessons, lesson)
             prefix = Prefix(variant=self.publish(learned), max_rank=self.request.max_rank, lessons=lessons)
             self.store.write_result(hashes[n - 1], prefix)
+            self.store.drop_progress(hashes[n - 1])
         if prefix is None:
             raise ValueError("a request without tasks")  # the contract demands one
         return learned, prefix

@@ -74,7 +74,7 @@ def _rung(rung: RungResult) -> tuple[str, ...]:
         unit.score(rung.reference),
         unit.difference(metric.gain(rung.score, rung.reference)),
         ends,
-        str(rung.samples),
+        f"{rung.samples} of {rung.samples + rung.samples_left}" if rung.samples_left else str(rung.samples),
         _number(rung.retention),
         _number(rung.retention_floor),
         f"{rung.seconds:.1f}",

@@ -29,9 +29,12 @@ from readapt_api.jobs import (
     GateVerdict,
     Outcome,
 )
+from readapt_runtime.adapt.comparison import AnswerStream, Pair
 from readapt_runtime.adapt.errors import Diverged
+from readapt_runtime.adapt.measure import Measure, mean
 from readapt_runtime.adapt.relora import Relora
 from readapt_runtime.adapt.training import Training
+from readapt_runtime.adapt.transported import Transport
 from readapt_runtime.adapt.tuning import Tuning
 from readapt_runtime.examples import BadData
 from readapt_runtime.jobs.adapt import WrongBase, run
@@ -94,13 +97,38 @@ def variant_of(outcome: Outcome) -> Digest:
 def test_copy_fails_and_transport_passes_without_a_step_of_training(published: Published) -> None:
     found = run(published.asking(adaptation=AUTO), published.store, JsonLog(io.StringIO()))[0]
     copied, transported = found.rungs
-    assert (copied.origin, copied.verdict) == (Origin.COPIED, GateVerdict.FAILED)
+    assert copied.origin is Origin.COPIED
+    assert copied.verdict in (GateVerdict.FAILED, GateVerdict.UNDECIDED), copied.message
     assert (transported.origin, transported.verdict) == (Origin.TRANSPORTED, GateVerdict.PASSED), transported.message
     assert copied.score < copied.reference - 0.04
     assert transported.interval.lower > -0.03
     evidence = evidence_of(published, found)
     assert "tuning" not in evidence["seconds"]
     assert evidence["transported"]["prompts"] == 64
+
+
+def test_an_exam_without_hope_ends_early_where_another_rung_waits(
+    world: Any, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, gate = io.StringIO(), GATE.model_copy(update={"max_regression": f"{lost_by_copy(world):.3f}"})
+    with monkeypatch.context() as patched:
+        patched.setattr(Transport, "run", before(Transport.run, dying(at=1)))
+        with pytest.raises(Killed):
+            run(published.asking(adaptation=AUTO, gate=gate), published.store, JsonLog(said))
+    (copied,) = facts(said, "rung")
+    assert copied["verdict"] == "Undecided"
+    assert "of 900: the others would hardly make it pass" in copied["message"]
+    alone = published.asking(adaptation=SETTINGS.model_copy(update={"policy": Policy.COPY}), gate=gate)
+    (whole,) = run(alone, published.store, JsonLog(io.StringIO()))[0].rungs
+    assert (whole.verdict, whole.samples, whole.samples_left) == (GateVerdict.UNDECIDED, 900, None), whole.message
+
+
+def lost_by_copy(world: Any) -> float:
+    """Accuracy on all examples of the gate."""
+    examples, measure = world.splits.gate[:900], Measure.of(Metric.ACCURACY, world.splits, world.old)
+    pairs = Pair(world.old, world.adapter), Pair(world.new, world.adapter)
+    old, new = (AnswerStream(pair, examples, measure.form).all() for pair in pairs)
+    return mean(measure.scores(examples, old, old)) - mean(measure.scores(examples, new, old))
 
 
 def test_relora_passes(outcome: Outcome) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,17 +130,17 @@ def test_the_decision_is_where_the_interval_lies(evidence: Evidence) -> None:
 
 def test_undecided_says_how_many_examples_would_do() -> None:
     counts = Counts(40, 60, 900)
-    last = Rule(0.025, 0.03, 1000).looks()[-1]
-    assert decide(counts, RULE, last) is Decision.MORE
-    needed = samples_needed(counts, RULE)
+    rule = Rule(0.025, 0.03, 1000)
+    assert decide(counts, rule, rule.looks()[-1]) is Decision.MORE
+    needed = samples_needed(counts, rule)
     assert needed is not None
     assert 1000 < needed < 10_000
-    assert samples_needed(Counts(10, 60, 930), RULE) is None
+    assert samples_needed(Counts(10, 60, 930), rule) is None
 
 
 @pytest.mark.parametrize("evidence", [Agreements(980, 20), _gains(1000, -0.005), Gains([0.0] * 300, 5.0)])
 def test_about_as_many_samples_as_are_said_to_be_needed_are_enough(evidence: Evidence) -> None:
-    needed = samples_needed(evidence, RULE)
+    needed = samples_needed(evidence, replace(RULE, samples=evidence.samples))
     assert needed is not None
     level = RULE.looks()[-1].alpha
     assert evidence.samples < needed < 20_000

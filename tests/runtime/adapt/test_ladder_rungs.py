@@ -127,6 +127,10 @@ def test_the_reason_is_that_of_the_last_rung(last: RungResult, passed: bool, exp
 
 def test_messages_tell_what_is_missing() -> None:
     assert "about 2400 examples" in message(rung(Origin.RELORA, UNDECIDED), 0.03)
+    ended = rung(Origin.TRANSPORTED, UNDECIDED).model_copy(update={"samples_left": 1600})
+    why = "undecided after 800 of 2400: the others would hardly make it pass, about 2400 examples would pass it"
+    assert message(ended, 0.03).endswith(why)
+    assert message(ended.model_copy(update={"samples_needed": None}), 0.03).endswith("would hardly make it pass")
     assert "retention 0.70 is below 0.75" in message(rung(Origin.RELORA, PASSED, 0.7, 0.75), 0.03)
     scores = "Copied: Accuracy 90.0 % against 91.0 %, gain -1.0 points on 800 examples"
     assert f"{scores}, interval -2.0 to +1.0, allowed -3.0" in message(COPY_FAILED, 0.03)

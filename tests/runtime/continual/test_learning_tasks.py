@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ from readapt_runtime.continual.blocks import Learned
 from readapt_runtime.continual.freezing import Reduction, freeze
 from readapt_runtime.continual.learning import Course, Pupil, descend
 from readapt_runtime.continual.losses import ChoiceLoss
-from readapt_runtime.continual.sequence import Task, forgetting, learn_task
+from readapt_runtime.continual.sequence import Task, forgetting, journal_of, learn_task
 from readapt_runtime.examples import BadData
 from readapt_runtime.lora_format import LoraAdapter, Shape
+from readapt_runtime.store import Store
 from readapt_runtime.training.training import new_adapter
 
 FIRST, SECOND = range(4), range(4, 8)
@@ -153,12 +155,16 @@ def test_a_task_with_one_answer_is_refused(base: LoadedBase, task_splits: Callab
 
 
 def test_a_task_is_learned_and_an_earlier_one_remembered(
-    base: LoadedBase, shapes: dict[str, Shape], task_splits: Callable[[range], Splits]
+    base: LoadedBase, shapes: dict[str, Shape], task_splits: Callable[[range], Splits], tmp_path: Path
 ) -> None:
     course = Course(max_steps=30, learning_rate=4e-3, batch_size=16, seed=0)
     tasks = [Task(name, task_splits(labels), 4, course) for name, labels in (("a", FIRST), ("b", SECOND))]
-    learned, first = learn_task(base, shapes, Learned(), tasks[:1], Quiet())
-    learned, second = learn_task(base, shapes, learned, tasks, Quiet())
+    learned, lessons = Learned(), []
+    for n in (1, 2):
+        journal = journal_of(Store(tmp_path), f"sha256:{n:064}", base, learned, Quiet())
+        learned, lesson = learn_task(base, shapes, learned, tasks[:n], journal, Quiet())
+        lessons.append(lesson)
+    first, second = lessons
     assert first.accuracies[0] > 0.5, "chance is 0.25"
     assert sum(second.accuracies) / 2 > 0.4, "chance is 0.125"
     assert forgetting((first, second)) == pytest.approx(first.accuracies[0] - second.accuracies[0])

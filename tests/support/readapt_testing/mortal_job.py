@@ -1,10 +1,10 @@
 """One Job, run again and again, stopped at each of the moments at which it makes something durable.
 
-``python -m readapt_testing.mortal_job DEATH EVERY STORE REQUEST SCRATCH`` prints one JSON object. Every run works on
-its own copy of ``STORE``. The first is undisturbed and tells the renames, which are the points; then for every
-``EVERY``-th point one run is stopped right before it, and another one goes on from what is left. ``DEATH`` is
-``SIGKILL``, ``SIGTERM`` or ``full`` (the disk has no space left at that point). A process that has imported everything
-forks the runs.
+``python -m readapt_testing.mortal_job DEATH EVERY STORE REQUEST SCRATCH [SECONDS]`` prints one JSON object. Every run
+works on its own copy of ``STORE`` and saves what it trains every ``SECONDS``, by default as it ships. The first is
+undisturbed and tells the renames, which are the points; then for every ``EVERY``-th point one run is stopped right
+before it, and another one goes on from what is left. ``DEATH`` is ``SIGKILL``, ``SIGTERM`` or ``full`` (the disk has no
+space left at that point). A process that has imported everything forks the runs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from readapt_api.jobs import JobKind
-from readapt_runtime.adapt.training import Training
-from readapt_runtime.jobs import adapt, drift, extract, main
+from readapt_runtime.adapt import journal
+from readapt_runtime.adapt.training import Descent
+from readapt_runtime.jobs import adapt, drift, extract, learn, main
 
-__all__ = ["adapt", "drift", "extract"]
+__all__ = ["adapt", "drift", "extract", "learn"]
 _Rename = Callable[..., None]
 
 
@@ -96,7 +97,7 @@ def _job(store: Path, request: Path, notes: Path, death: str | None, at: int) ->
         os.dup2(os.open(notes / name, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
     renames = _Renames(store, notes / "renames", death, at)
     os.replace, os.rename = renames.watch(os.replace), renames.watch(os.rename)
-    Training.step = _counted(Training.step, notes / "steps")  # type: ignore[method-assign]
+    Descent.step = _counted(Descent.step, notes / "steps")  # type: ignore[method-assign]
     kind = JobKind(json.loads(request.read_bytes())["kind"])
     arguments = [kind, "--request", str(request), "--store", str(store), "--termination-log", str(notes / "message")]
     code = main.run(arguments)
@@ -133,8 +134,8 @@ class _Renames:
 
 
 def _counted(step: Callable[..., None], notes: Path) -> Callable[..., None]:
-    def counted(training: Training, loss: Any) -> None:
-        step(training, loss)
+    def counted(descent: Descent, loss: Any) -> None:
+        step(descent, loss)
         _append(notes, "step")
 
     return counted
@@ -150,5 +151,7 @@ def _lines(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    folders = [Path(argument) for argument in sys.argv[3:]]
+    folders = [Path(argument) for argument in sys.argv[3:6]]
+    if len(sys.argv) > 6:
+        journal.SAVE_EVERY_S = float(sys.argv[6])
     sys.stdout.write(json.dumps(live(sys.argv[1], int(sys.argv[2]), *folders)) + "\n")

@@ -23,7 +23,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri_exp
+from scipy.special import ndtr, ndtri_exp
 
 Array = NDArray[np.float64]
 
@@ -43,21 +43,51 @@ def rejects(gains: Array, null: Array | float, bound: float, alpha: float) -> ND
     ``gains`` [..., examples], none below -``bound``, in an order that does not depend on them; ``null`` [...] or one
     number, above -``bound``.
     """
-    examples, reach = gains.shape[-1], bound + np.asarray(null)
-    # The variance of gains that are 0 but for rare ones of -bound, with the null as their mean.
-    prior = _PRIOR * reach * np.maximum(np.abs(null), 0.01 * bound)
+    return _capital(gains, null, bound, alpha, gains.shape[-1]) >= -math.log(alpha)
+
+
+def chances(gains: Array, null: Array | float, bound: float, alpha: float, samples: int) -> Array:
+    """About: how likely ``rejects`` is at ``samples``, of which ``gains`` are the first.
+
+    The bet is the hedge of an option, so its capital tells how far it is: Φ(x) = α K is the chance to get there if the
+    null is true, and a drift of δ per example adds δ √left / σ to x.
+    """
+    seen, target = gains.shape[-1], -math.log(alpha)
+    left, capital = samples - seen, _capital(gains, null, bound, alpha, samples)
+    if left == 0:
+        return (capital >= target).astype(np.float64)
+    total, squares = gains.sum(axis=-1), (gains**2).sum(axis=-1)
+    drift = (total / seen - null) / _spread(seen, total, squares, _prior(null, bound))
+    x = ndtri_exp(np.minimum(capital - target - math.log(_AIM), 0.0))
+    return np.where(capital >= target, 1.0, ndtr((x + drift * math.sqrt(left)) / math.sqrt(1 + left / seen)))
+
+
+def _capital(gains: Array, null: Array | float, bound: float, alpha: float, samples: int) -> Array:
+    """The logarithm of what a bet that ends at ``samples`` has after the first ``gains``."""
+    reach, prior = bound + np.asarray(null), _prior(null, bound)
     target, aim = -math.log(alpha), -math.log(alpha) + math.log(_AIM)
     shape = np.broadcast_shapes(gains.shape[:-1], reach.shape)
     capital = np.zeros(shape)
     total, squares = np.zeros(shape), np.zeros(shape)
-    for seen in range(examples):
-        spread = np.sqrt((prior + squares - total**2 / max(seen, 1)) / (_PRIOR + seen))
-        wanted = _hazard(capital - aim) / (spread * math.sqrt(examples - seen))
+    for seen in range(gains.shape[-1]):
+        spread = _spread(seen, total, squares, prior)
+        wanted = _hazard(capital - aim) / (spread * math.sqrt(samples - seen))
         gain = gains[..., seen]
         stake = np.where(capital < target, np.minimum(wanted, _STAKE / reach), 0.0)
         capital = capital + np.log1p(stake * (gain - null))
         total, squares = total + gain, squares + gain**2
-    return capital >= target
+    return capital
+
+
+def _prior(null: Array | float, bound: float) -> Array:
+    """The sum of squares of gains that are 0 but for rare ones of -``bound``, with the null as their mean."""
+    return _PRIOR * (bound + np.asarray(null)) * np.maximum(np.abs(null), 0.01 * bound)
+
+
+def _spread(seen: int, total: Array, squares: Array, prior: Array) -> Array:
+    """Standard deviation, from the sums of the gains and of their squares."""
+    spread: Array = np.sqrt((prior + squares - total**2 / max(seen, 1)) / (_PRIOR + seen))
+    return spread
 
 
 def _hazard(logs: Array) -> Array:
@@ -117,6 +147,9 @@ class Gains:
         ahead = self.gain - gain
         enough = ahead > 0 and samples * math.log1p(_STAKE * ahead / (self.bound + gain)) >= -math.log(alpha)
         return enough and ahead * math.sqrt(samples) >= NormalDist().inv_cdf(1 - alpha) * self.deviation
+
+    def chance(self, gain: float, alpha: float, samples: int) -> float:
+        return float(chances(self._array, gain, self.bound, alpha, samples))
 
     def facts(self) -> dict[str, float]:
         return {"samples": self.samples, "gain": self.gain, "deviation": self.deviation}

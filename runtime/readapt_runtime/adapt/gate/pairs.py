@@ -62,6 +62,15 @@ class Counts:
         wins, losses = round(self.wins * factor), round(self.losses * factor)
         return Counts(wins, losses, samples - wins - losses).exceeds(gain, alpha)
 
+    def chance(self, gain: float, alpha: float, samples: int) -> float:
+        """As of a mean: the score grows with √samples, and what is still to come varies with all that it may be."""
+        left = samples - self.samples
+        if left == 0:
+            return float(self.exceeds(gain, alpha))
+        normal = NormalDist()
+        needed = normal.inv_cdf(1 - alpha) * math.sqrt(self.samples)
+        return normal.cdf((score(self, gain) * math.sqrt(samples) - needed) / math.sqrt(left))
+
     def facts(self) -> dict[str, float]:
         return asdict(self)
 

@@ -4,6 +4,10 @@ The looks are declared before the first answer: fixed shares of the examples. Lo
 error budget, so the union bound keeps the chance of any false pass below ``alpha`` however the looks depend on each
 other (alpha spending: Lan and DeMets, Biometrika 70, 1983; here with the increments of a power function, t ** 2).
 Within a look the test is that of the evidence, at the look's own level.
+
+Where another rung waits, an exam also ends when the looks that are left would hardly let it pass (stochastic
+curtailment: Lan, Simon and Halperin, Sequential Analysis 1, 1982). Every pass is one that the whole exam would have
+given, so this can only lower the chance of a false one.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ _LOOKS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Shares of the examples after which the gate may stop."""
 _SPENDING_POWER = 2.0
 """Level spent up to share t is alpha * t ** 2: early looks stop only for clear cases, the last keeps 44 %."""
+HOPELESS = 0.05
+"""An exam ends when the looks that are left pass with a smaller chance than this."""
 _MOST_SAMPLES = 1_000_000
 """Beyond this ``samples_needed`` is not worth naming."""
 
@@ -26,6 +32,12 @@ class Decision(StrEnum):
     FAIL = "Fail"
     MORE = "More"
     """More examples; after the last look: undecided."""
+    FUTILE = "Futile"
+    """Undecided, and more examples would hardly make it pass."""
+
+    @property
+    def undecided(self) -> bool:
+        return self in (Decision.MORE, Decision.FUTILE)
 
 
 class Evidence(Protocol):
@@ -53,6 +65,13 @@ class Evidence(Protocol):
     def would_exceed(self, gain: float, alpha: float, samples: int) -> bool:
         """About: ``exceeds`` if it went on like this up to ``samples``."""
 
+    def chance(self, gain: float, alpha: float, samples: int) -> float:
+        """About: that ``exceeds`` comes true at ``samples``, not fewer than now.
+
+        Averaged over the true gains that the evidence leaves likely (predictive power: Spiegelhalter, Freedman and
+        Blackburn, Controlled Clinical Trials 7, 1986).
+        """
+
     def facts(self) -> dict[str, float]:
         """What to keep of it."""
 
@@ -74,11 +93,17 @@ class Rule:
     """maxRegression, in the metric's unit, in (0, 1)."""
     samples: int
     """The examples that there are, at most maxSamples."""
+    curtailed: bool = False
+    """Ends when it would hardly pass any more."""
 
     @classmethod
-    def for_policy(cls, confidence: float, margin: float, samples: int, rungs: int) -> Rule:
-        """The error budget 1 - confidence is split evenly over the rungs, each of which tests once."""
-        return cls((1.0 - confidence) / rungs, margin, samples)
+    def for_policy(cls, confidence: float, margin: float, samples: int, rungs: int, last: bool = True) -> Rule:
+        """The error budget 1 - confidence is split evenly over the rungs, each of which tests once.
+
+        The ``last`` rung sees all examples that it needs: nothing waits for it to end, and what it has seen says
+        how many examples would do.
+        """
+        return cls((1.0 - confidence) / rungs, margin, samples, curtailed=not last)
 
     def looks(self) -> tuple[Look, ...]:
         """In order; their levels add up to ``alpha`` and the last one sees all samples."""
@@ -88,16 +113,20 @@ class Rule:
 
 
 def decide(evidence: Evidence, rule: Rule, look: Look) -> Decision:
-    """Pass when the lower end is above -margin, fail when the upper end is below it, else more examples."""
+    """Pass when the lower end is above -margin, fail when the upper end is below it, else more if that may help."""
     if evidence.exceeds(-rule.margin, look.alpha):
         return Decision.PASS
     if evidence.falls_short(-rule.margin, look.alpha):
         return Decision.FAIL
+    later = [other for other in rule.looks() if other.samples > look.samples]
+    if rule.curtailed and later:
+        chances = (evidence.chance(-rule.margin, other.alpha, other.samples) for other in later)
+        return Decision.FUTILE if sum(chances) < HOPELESS else Decision.MORE
     return Decision.MORE
 
 
 def samples_needed(evidence: Evidence, rule: Rule) -> int | None:
-    """About how many samples would pass if both pairs went on as they did so far; None when none would."""
+    """About how many samples, beyond the rule's, would pass if both pairs went on like this; None when none would."""
     level = rule.looks()[-1].alpha
 
     def would_pass(samples: int) -> bool:
@@ -105,7 +134,7 @@ def samples_needed(evidence: Evidence, rule: Rule) -> int | None:
 
     if not evidence.samples or evidence.gain <= -rule.margin or not would_pass(_MOST_SAMPLES):
         return None
-    low, high = evidence.samples, _MOST_SAMPLES
+    low, high = rule.samples, _MOST_SAMPLES
     while high - low > max(1, high // 100):
         middle = (low + high) // 2
         low, high = (low, middle) if would_pass(middle) else (middle, high)

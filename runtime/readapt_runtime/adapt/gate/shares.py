@@ -7,9 +7,11 @@ whose level holds at every number of samples; a score test's does not where the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
-from scipy.special import bdtr, bdtrc, betaincinv
+import numpy as np
+from scipy.special import bdtr, bdtrc, betaincinv, betaln
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,15 @@ class Agreements:
     def would_exceed(self, gain: float, alpha: float, samples: int) -> bool:
         different = round(self.different * samples / self.samples)
         return Agreements(samples - different, different).exceeds(gain, alpha)
+
+    def chance(self, gain: float, alpha: float, samples: int) -> float:
+        """Beta-binomial, with the prior of Jeffreys."""
+        allowed = int(np.count_nonzero(bdtr(np.arange(samples + 1), samples, -gain) <= alpha)) - 1
+        left = samples - self.samples
+        more = np.arange(min(allowed - self.different, left) + 1)
+        a, b = self.different + 0.5, self.same + 0.5
+        ways = -betaln(left - more + 1, more + 1) - math.log(left + 1)
+        return float(np.exp(ways + betaln(more + a, left - more + b) - betaln(a, b)).sum())
 
     def facts(self) -> dict[str, float]:
         return asdict(self)
