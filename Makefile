@@ -7,6 +7,8 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 # As in the runtime image: waiting threads that spin make two busy processes several times slower.
 export OMP_WAIT_POLICY := PASSIVE
+# Without bytecode each of the hundreds of processes that tests start compiles torch and transformers again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 # node and e2e own the machine while they run.
