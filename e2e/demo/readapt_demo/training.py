@@ -1,6 +1,6 @@
 """Plain training loops for what the demo needs before it starts: base moves, an adapter, a full fine-tuned checkpoint.
 
-Independent of Readapt's own runtime: these stand for the people who train adapters elsewhere.
+Independent of what Readapt learns with: these stand for the people who train adapters elsewhere.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
+
+from readapt_runtime.device import multiplies_bf16
 
 Progress = Callable[[str], None]
 _LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -29,7 +31,7 @@ def train_adapter(base: Path, examples: Sequence[dict[str, str]], out: Path, ste
     """A PEFT LoRA of rank 8 on all linear modules, saved as PEFT saves it."""
     torch.manual_seed(0)
     # Frozen weights in bf16 spare a cast a step; PEFT keeps the adapter's own in fp32.
-    model, tokenizer = load(base, torch.bfloat16)
+    model, tokenizer = load(base, torch.bfloat16 if multiplies_bf16() else torch.float32)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=_LORA_MODULES, task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
     _fit(model, tokenizer, examples, steps=steps, learning_rate=1e-3, say=say)
@@ -107,7 +109,7 @@ def _optimise(
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     model.train()
     for step, (ids, labels) in enumerate(batches, start=1):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16()):
             logits = model(input_ids=ids, use_cache=False).logits
         loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         torch.autograd.backward(loss)

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from readapt_api.contract import Digest
 from readapt_api.errors import Terminal
+from readapt_runtime.device import multiplies_bf16
 from readapt_runtime.model.config import read_config, transformers_config
 from readapt_runtime.model.tensors import check_tensors
 from readapt_runtime.model.tokenizer import load_tokenizer
@@ -135,5 +136,4 @@ def _quiet() -> Iterator[None]:
 
 
 def _fitting_dtype(stored: torch.dtype | None) -> torch.dtype:
-    fast = torch.backends.cpu.get_cpu_capability() != "DEFAULT" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if stored == torch.bfloat16 and fast else torch.float32
+    return torch.bfloat16 if stored == torch.bfloat16 and multiplies_bf16() else torch.float32
