@@ -86,7 +86,9 @@ def list_source(path: Path) -> list[tuple[str, Path]]:
             # rglob passes over a folder that may not be listed, and its files would be missing from the digest.
             os.scandir(entry).close()
             continue
-        if not entry.resolve().is_relative_to(root) or not entry.is_file():
+        # rglob goes through no link to a folder: only a link itself leads out
+        leads_out = entry.is_symlink() and not entry.resolve().is_relative_to(root)
+        if leads_out or not entry.is_file():
             raise BadPath(f"{entry}: not a regular file inside {path}")
         found.append((_name_of(relative), entry))
     if not found:

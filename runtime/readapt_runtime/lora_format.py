@@ -13,8 +13,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -23,14 +23,15 @@ import torch
 
 from readapt_api.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest
 from readapt_api.digest import FileEntry, entry_of
-from readapt_runtime.daemon_threads import DaemonThreads
 from readapt_runtime.model.family import read_dimensions, read_document
 from readapt_runtime.peft_config import PeftLoraConfig, parse_config
 from readapt_runtime.safe_tensors import (
     ADAPTER_LIMITS,
     BadWeights,
     Data,
+    Header,
     TensorFile,
+    TensorInfo,
     hash_tensors,
     parse_json_object,
     read_bounded,
@@ -39,7 +40,9 @@ from readapt_runtime.safe_tensors import (
 )
 from readapt_runtime.tensor_stream import Entry, write_stream
 
-_BESIDE = DaemonThreads()
+_KINDS = 32
+_SMALL_CONFIG = 1 << 16
+"""Bytes; larger ones are not kept once they are parsed."""
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
@@ -110,51 +113,97 @@ def linear_shapes(config: Mapping[str, object]) -> dict[str, Shape]:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterFiles:
-    """The bytes that an adapter was read from; the weights are hashed beside what is made of them meanwhile."""
+class StoredModule:
+    """Where the factors of a module lie in a file, A ``[r, in]`` and B ``[out, r]``, and the scale of their product."""
 
-    config: FileEntry
-    hashing: Future[FileEntry]
+    a: TensorInfo
+    b: TensorInfo
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdapterKind:
+    """What config and header say of an adapter, held against the base; adapters of one recipe are of one kind."""
+
+    modules: Mapping[str, StoredModule]
+    """In the order of the base."""
+    order: tuple[tuple[str, str], ...]
+    """The factors as they lie in the file: name of the module, and ``a`` or ``b``."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredAdapter:
+    """An adapter in memory as it is stored, everything checked."""
+
+    kind: AdapterKind
+    data: Data
+    entries: tuple[FileEntry, FileEntry]
+    """Of config and weights, as they were read."""
 
     @property
-    def entries(self) -> tuple[FileEntry, FileEntry]:
-        """Waits until the weights are hashed."""
-        return self.config, self.hashing.result()
+    def nbytes(self) -> int:
+        """Of memory, as long as this or one of its tensors is there."""
+        return self.data.raw.nbytes
 
-    def require(self, manifest: Manifest) -> None:
-        """Raises BadWeights unless the manifest lists these bytes."""
-        for found in self.entries:
-            _require_listed(found, manifest)
+    def flat(self) -> dict[tuple[str, str], torch.Tensor]:
+        """The elements of every factor, by module and ``a`` or ``b``; views of ``data``."""
+        return dict(zip(self.kind.order, self.data.flat(), strict=True))
+
+    def modules(self) -> dict[str, LoraModule]:
+        """By name, in the order of the base; views of ``data``."""
+        tensors = self.data.tensors()
+        found = self.kind.modules.items()
+        return {name: LoraModule(name, tensors[m.a.name], tensors[m.b.name], m.scale) for name, m in found}
+
+
+class AdapterReader:
+    """Reads adapters of one base; what is found out about a kind is kept for the next of it. For any thread."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], max_rank: int | None = None) -> None:
+        """``shapes``: module name -> (out, in)."""
+        self._kind = lru_cache(maxsize=_KINDS)(partial(_kind, shapes=shapes, max_rank=max_rank))
+
+    def read(self, folder: Path, manifest: Manifest | None = None) -> StoredAdapter:
+        """The adapter in a PEFT folder; raises as ``read_adapter`` does.
+
+        Each file is read once: what is checked, served and named are the same bytes.
+        """
+        content = read_bounded(folder / ADAPTER_CONFIG)
+        config_entry = entry_of(content, ADAPTER_CONFIG)
+        if manifest is not None:
+            _require_listed(config_entry, manifest)
+        config = _config(content) if len(content) <= _SMALL_CONFIG else _config.__wrapped__(content)
+        with TensorFile(folder / ADAPTER_WEIGHTS, ADAPTER_LIMITS) as file:
+            kind = self._kind(file.header, config)
+            data = file.read_all()
+        weights_entry = entry_of(data.content, ADAPTER_WEIGHTS)
+        if manifest is not None:
+            _require_listed(weights_entry, manifest)
+        data.require_finite()
+        if hollow := data.hollow(module.a for module in kind.modules.values()):
+            raise _hollow(next(name for name, module in kind.modules.items() if module.a is hollow))
+        return StoredAdapter(kind, data, (config_entry, weights_entry))
 
 
 class AdapterFile:
     """The weights of a PEFT folder, opened; every module fits the base; a context manager."""
 
-    def __init__(
-        self, folder: Path, config: PeftLoraConfig, shapes: Mapping[str, tuple[int, int]], max_rank: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, config: PeftLoraConfig, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Reads the header alone. Raises as ``read_adapter`` does."""
-        self._config = config
-        self.modules = [name for name in shapes if config.targets(name)]
-        if not self.modules:
-            raise BadWeights(f"{ADAPTER_CONFIG}: its target_modules match no linear module of the base")
         self._file = TensorFile(folder / ADAPTER_WEIGHTS, ADAPTER_LIMITS)
         try:
-            _check_keys(self._file.infos, self.modules, shapes)
-            for name in self.modules:
-                _check_shapes(self._file, name, Shape(*shapes[name]), config, max_rank)
+            self.modules = _kind(self._file.header, config, shapes).modules
         except BaseException:
             self._file.close()
             raise
 
     def read(self, name: str) -> LoraModule:
         """One module. Raises BadWeights for NaN and an A of zeros, FileChanged."""
-        tensors = {key: self._file.read(key) for key in (f"{_PREFIX}{name}.lora_{side}.weight" for side in "AB")}
-        return _module(tensors, frozenset(tensors), name, self._config)
-
-    def read_all(self) -> Data:
-        """See ``TensorFile.read_all``."""
-        return self._file.read_all()
+        stored = self.modules[name]
+        a, b = self._file.read(stored.a.name), self._file.read(stored.b.name)
+        if not bool(a.any()):
+            raise _hollow(name)
+        return LoraModule(name, a, b, stored.scale)
 
     def __enter__(self) -> Self:
         return self
@@ -180,37 +229,7 @@ def read_adapter(
     those that it lists. Raises BadWeights with the module's name: options that cannot be served, keys beyond or short
     of the config, shapes that do not fit, ranks above ``max_rank``, NaN, an A of zeros.
     """
-    adapter, files = read_adapter_files(folder, shapes, max_rank, manifest)
-    if manifest is not None:
-        files.require(manifest)
-    return adapter
-
-
-def read_adapter_files(
-    folder: Path,
-    shapes: Mapping[str, tuple[int, int]],
-    max_rank: int | None = None,
-    manifest: Manifest | None = None,
-) -> tuple[LoraAdapter, AdapterFiles]:
-    """``read_adapter`` for who has other work to do until the bytes are hashed: ``require`` of the manifest is left.
-
-    Each file is read once: what is checked, served and named are the same bytes.
-    """
-    content = read_bounded(folder / ADAPTER_CONFIG)
-    entry = entry_of(content, ADAPTER_CONFIG)
-    if manifest is not None:
-        _require_listed(entry, manifest)
-    config = parse_config(parse_json_object(content, ADAPTER_CONFIG))
-    with AdapterFile(folder, config, shapes, max_rank) as file:
-        data, expected = file.read_all(), file.modules
-    files = AdapterFiles(entry, _BESIDE.submit(entry_of, data.content, ADAPTER_WEIGHTS))
-    try:
-        tensors, hollow = data.tensors(), data.hollow()
-        return LoraAdapter({name: _module(tensors, hollow, name, config) for name in expected}), files
-    except BadWeights:
-        if manifest is not None:
-            files.require(manifest)  # that the bytes have changed says more
-        raise
+    return LoraAdapter(AdapterReader(shapes, max_rank).read(folder, manifest).modules())
 
 
 def write_adapter(folder: Path, adapter: LoraAdapter, base_name: str) -> None:
@@ -260,6 +279,27 @@ def _require_listed(found: FileEntry, manifest: Manifest) -> None:
         raise BadWeights(f"{found.name}: its sha256 is not that of the manifest")
 
 
+@lru_cache(maxsize=_KINDS)
+def _config(content: bytes) -> PeftLoraConfig:
+    return parse_config(parse_json_object(content, ADAPTER_CONFIG))
+
+
+def _kind(
+    header: Header, config: PeftLoraConfig, shapes: Mapping[str, tuple[int, int]], max_rank: int | None = None
+) -> AdapterKind:
+    """Raises BadWeights unless the tensors are those that the config names, of a rank and shape that fit the base."""
+    modules = [name for name in shapes if config.targets(name)]
+    if not modules:
+        raise BadWeights(f"{ADAPTER_CONFIG}: its target_modules match no linear module of the base")
+    _check_keys(header.infos, modules, shapes)
+    for name in modules:
+        if max_rank is not None and config.rank(name) > max_rank:
+            raise BadWeights(f"{name}: rank {config.rank(name)} is above the allowed {max_rank}")
+    stored = {name: _stored(header.infos, name, Shape(*shapes[name]), config) for name in modules}
+    factors = {getattr(module, side).name: (name, side) for name, module in stored.items() for side in "ab"}
+    return AdapterKind(stored, tuple(factors[key] for key in header.infos))
+
+
 def _check_keys(keys: Iterable[str], expected: Iterable[str], shapes: Mapping[str, object]) -> None:
     wanted = {f"{_PREFIX}{name}.lora_{side}.weight" for name in expected for side in "AB"}
     present = set(keys)
@@ -289,28 +329,22 @@ def _why_unexpected(key: str, shapes: Mapping[str, object]) -> str:
     return f"{key}: the base has no linear module {match['module']} that can carry LoRA"
 
 
-def _check_shapes(file: TensorFile, name: str, shape: Shape, config: PeftLoraConfig, max_rank: int | None) -> None:
+def _stored(infos: Mapping[str, TensorInfo], name: str, shape: Shape, config: PeftLoraConfig) -> StoredModule:
     rank = config.rank(name)
-    if max_rank is not None and rank > max_rank:
-        raise BadWeights(f"{name}: rank {rank} is above the allowed {max_rank}")
     wanted = {"A": (rank, shape.into), "B": (shape.out, rank)}
+    found = {side: infos[f"{_PREFIX}{name}.lora_{side}.weight"] for side in wanted}
     for side, expected in wanted.items():
-        found = file.infos[f"{_PREFIX}{name}.lora_{side}.weight"].shape
-        if found != expected:
+        if found[side].shape != expected:
             raise BadWeights(
-                f"{name}: lora_{side} has shape {list(found)}, expected {list(expected)} "
+                f"{name}: lora_{side} has shape {list(found[side].shape)}, expected {list(expected)} "
                 f"(rank {rank} on a base weight of {[shape.out, shape.into]})"
             )
+    return StoredModule(found["A"], found["B"], config.scale(name))
 
 
-def _module(
-    tensors: Mapping[str, torch.Tensor], hollow: frozenset[str], name: str, config: PeftLoraConfig
-) -> LoraModule:
-    key_a, key_b = (f"{_PREFIX}{name}.lora_{side}.weight" for side in "AB")
-    if key_a in hollow and not bool(tensors[key_a].any()):
-        # No training and no extraction leaves an A of zeros; a hole in the file after a power loss does.
-        raise BadWeights(f"{name}: lora_A holds nothing but zeros")
-    return LoraModule(name, tensors[key_a], tensors[key_b], config.scale(name))
+def _hollow(name: str) -> BadWeights:
+    """No training and no extraction leaves an A of zeros; a hole in the file after a power loss does."""
+    return BadWeights(f"{name}: lora_A holds nothing but zeros")
 
 
 def _config_document(scales: Mapping[str, tuple[int, float]], base_name: str) -> dict[str, object]:

@@ -62,7 +62,7 @@ class _Document(BaseModel):
     use_rslora: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PeftLoraConfig:
     """What a config says about each linear module."""
 

@@ -22,7 +22,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -91,6 +91,18 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Header:
+    """What a file says of its contents. Files of one kind, read one after the other, share theirs."""
+
+    infos: Mapping[str, TensorInfo]
+    """In the order of the data, without holes."""
+    metadata: Mapping[str, object]
+    """As it is written, unchecked."""
+    end: int
+    """Bytes of the whole file."""
+
+
 class TensorFile:
     """One open safetensors file whose header has been checked; a context manager."""
 
@@ -102,10 +114,20 @@ class TensorFile:
         except FileNotFoundError:
             raise BadWeights(f"{path}: no such file") from None
         try:
-            self.infos, self.metadata = _read_header(self._descriptor, path.name, limits)
+            self.header = _read_header(self._descriptor, path.name, limits)
         except BaseException:
             os.close(self._descriptor)
             raise
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Every tensor, in the order of the data."""
+        return self.header.infos
+
+    @property
+    def metadata(self) -> Mapping[str, object]:
+        """See ``Header``."""
+        return self.header.metadata
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor as stored: its shape and dtype, finite. Raises BadWeights, FileChanged."""
@@ -117,11 +139,10 @@ class TensorFile:
         return tensor
 
     def read_all(self) -> Data:
-        """The whole file, once. Raises FileChanged."""
+        """The whole file, once, as it is. Raises FileChanged."""
         infos = tuple(self.infos.values())
-        start, size = (infos[0].begin, infos[-1].end) if infos else (0, 0)
-        pad = -start % ALIGNMENT
-        raw = ADAPTER_MEMORY.allocate(pad + size)[pad:]
+        pad = -(infos[0].begin if infos else 0) % ALIGNMENT
+        raw = ADAPTER_MEMORY.allocate(pad + self.header.end)[pad:]
         _read_into(self._descriptor, raw.numpy().data, 0, self.path.name)
         return Data(self.path.name, infos, raw)
 
@@ -204,28 +225,38 @@ class Data:
         """Its bytes."""
         return self.raw.numpy().data
 
-    def hollow(self) -> frozenset[str]:
-        """Tensors that begin with zeros, as those in a hole of the file do."""
+    def hollow(self, infos: Iterable[TensorInfo]) -> TensorInfo | None:
+        """The first that holds nothing but zeros, as one in a hole of the file does."""
         content = self.content
-        heads = {info.name: content[info.begin : min(info.end, info.begin + ALIGNMENT)] for info in self.infos}
-        return frozenset(name for name, head in heads.items() if not any(head))
+        heads = ((info, content[info.begin : min(info.end, info.begin + ALIGNMENT)]) for info in infos)
+        return next((info for info, head in heads if not any(head) and not bool(self._flat((info,)).any())), None)
+
+    def require_finite(self) -> None:
+        """Raises BadWeights naming a tensor with a NaN or an infinity."""
+        for run in self._runs():
+            # tensor by tensor takes many times as long
+            if not bool(torch.isfinite(self._flat(run).sum())):
+                for info in run:
+                    require_finite(self._flat((info,)), f"{self.name}: {info.name}")
+
+    def flat(self) -> list[torch.Tensor]:
+        """The elements of every tensor, as stored, NaN or not, in the order of ``infos``: views of one buffer."""
+        return [p for run in self._runs() for p in torch.split(self._flat(run), [info.elements for info in run])]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor as ``TensorFile.read`` gives it: views of one buffer, which takes a fraction of the time.
+        """The same by name, in their shapes."""
+        found = zip(self.infos, self.flat(), strict=True)
+        return {info.name: elements.view(info.shape) for info, elements in found}
 
-        Raises BadWeights.
-        """
-        tensors: dict[str, torch.Tensor] = {}
-        for dtype, run in groupby(self.infos, key=lambda info: info.dtype):
-            members = list(run)
-            part = self.raw[members[0].begin : members[-1].end]
-            flat = (part if part.storage_offset() % dtype.itemsize == 0 else part.clone()).view(dtype)
-            pieces = torch.split(flat, [info.elements for info in members])
-            tensors |= {info.name: piece.view(info.shape) for info, piece in zip(members, pieces, strict=True)}
-            if not bool(torch.isfinite(flat.sum())):
-                for info in members:
-                    require_finite(tensors[info.name], f"{self.name}: {info.name}")
-        return tensors
+    def _runs(self) -> Iterator[tuple[TensorInfo, ...]]:
+        """Neighbours of one dtype."""
+        for _, run in groupby(self.infos, key=lambda info: info.dtype):
+            yield tuple(run)
+
+    def _flat(self, run: Sequence[TensorInfo]) -> torch.Tensor:
+        """The elements of neighbours; a copy where they lie between the multiples of their size."""
+        dtype, part = run[0].dtype, self.raw[run[0].begin : run[-1].end]
+        return (part if part.storage_offset() % dtype.itemsize == 0 else part.clone()).view(dtype)
 
 
 class Checkpoint:
@@ -366,11 +397,8 @@ def _shards(folder: Path) -> Mapping[str, set[str] | None]:
     return dict(shards)
 
 
-def _read_header(descriptor: int, name: str, limits: Limits) -> tuple[Mapping[str, TensorInfo], Mapping[str, object]]:
-    """Header and data sizes add up, no key twice, offsets without holes or overlaps, known names and dtypes.
-
-    Returns the tensors and what the file says about itself, unchecked.
-    """
+def _read_header(descriptor: int, name: str, limits: Limits) -> Header:
+    """Header and data sizes add up, no key twice, offsets without holes or overlaps, known names and dtypes."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise BadWeights(f"{name}: no regular file")
@@ -379,17 +407,14 @@ def _read_header(descriptor: int, name: str, limits: Limits) -> tuple[Mapping[st
     length = int.from_bytes(_read_exactly(descriptor, 8, 0, name), "little")
     if not 2 <= length <= min(limits.header_bytes, status.st_size - 8):
         raise BadWeights(f"{name}: a header of {length} bytes; allowed are {limits.header_bytes}")
-    infos, metadata, end = _parse_header(_read_exactly(descriptor, length, 8, name), name, limits)
-    if end != status.st_size:
-        raise BadWeights(f"{name}: {status.st_size} bytes, but the header describes {end} (truncated?)")
-    return infos, metadata
+    header = _parse_header(_read_exactly(descriptor, length, 8, name), name, limits)
+    if header.end != status.st_size:
+        raise BadWeights(f"{name}: {status.st_size} bytes, but the header describes {header.end} (truncated?)")
+    return header
 
 
 @lru_cache(maxsize=32)
-def _parse_header(
-    content: bytes, name: str, limits: Limits
-) -> tuple[Mapping[str, TensorInfo], Mapping[str, object], int]:
-    """Tensors in the order of their data, metadata, and where the data ends; adapters of one kind have one header."""
+def _parse_header(content: bytes, name: str, limits: Limits) -> Header:
     header = parse_json_object(content, name)
     metadata = header.pop("__metadata__", None)
     if len(header) > limits.tensors:
@@ -401,7 +426,7 @@ def _parse_header(
             raise BadWeights(f"{name}: the data of {info.name} does not follow what is before it")
         position = info.end
     described = MappingProxyType({info.name: info for info in infos})
-    return described, MappingProxyType(metadata if isinstance(metadata, dict) else {}), position
+    return Header(described, MappingProxyType(metadata if isinstance(metadata, dict) else {}), position)
 
 
 def _extent(info: TensorInfo) -> tuple[int, int]:

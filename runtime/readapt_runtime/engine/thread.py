@@ -132,6 +132,7 @@ class EngineThread:
                 if command is None:
                     return False
                 command(self._engine)
+                del command  # it may hold the last of a variant, and the next one may be long in coming
                 moved = True
                 if self.error is not None:
                     raise self.error

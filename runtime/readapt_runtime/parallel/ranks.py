@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from readapt_runtime.engine.engine import Model
 from readapt_runtime.engine.pool import PagePool
-from readapt_runtime.model.adapter_image import AdapterImage, LoraFactors
+from readapt_runtime.model.adapter_image import AdapterImage, Packer, UnpackedAdapter
 from readapt_runtime.model.config import DecoderConfig
 from readapt_runtime.model.shard import Shard
 from readapt_runtime.parallel.crew import Crew, Patience
@@ -27,7 +26,7 @@ class Ranks:
     model: Model
     pool: PagePool
     """Of rank 0; the others have as many pages."""
-    make_image: Callable[[Mapping[str, LoraFactors]], AdapterImage]
+    make_image: Callable[[UnpackedAdapter], AdapterImage]
     crew: Crew | None = None
 
     def close(self) -> None:
@@ -42,8 +41,7 @@ def start_ranks(
     shard = Shard(config, 0, world)
     if world == 1:
         alone = load(plan, shard)
-        make = partial(_maker(plan, alone.pool, full_shard_rank).make, shard=shard)
-        return Ranks(alone.decoder(), alone.pool, make)
+        return Ranks(alone.decoder(), alone.pool, Packer(config, alone.pool.layout.elements, plan.dtype).image)
     if plan.device == "cuda" and torch.cuda.device_count() < world:
         raise TooFewDevices(f"{world} ranks need a GPU each, there are {torch.cuda.device_count()}")
     crew = Crew(plan, config, world, patience)
@@ -53,8 +51,5 @@ def start_ranks(
     except BaseException:
         crew.close()
         raise
-    return Ranks(model, loaded.pool, partial(crew.share, maker=_maker(plan, loaded.pool, full_shard_rank)), crew)
-
-
-def _maker(plan: Plan, pool: PagePool, full_shard_rank: int) -> ImageMaker:
-    return ImageMaker(pool.layout.elements, plan.dtype, full_shard_rank)
+    maker = ImageMaker(loaded.pool.layout.elements, plan.dtype, full_shard_rank)
+    return Ranks(model, loaded.pool, lambda adapter: crew.share(adapter.modules(), maker), crew)

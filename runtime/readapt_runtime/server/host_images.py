@@ -1,7 +1,8 @@
 """Images of registered adapters on the host, the latest used within a bound: what is pushed out is read again.
 
 In: a source of variants. Out: the same source, whose images keep their pages here. So thousands of adapters can be
-registered: each costs its directory, and its pages only while it is used. Called from any thread.
+registered: each costs its directory, and its pages only while it is used. Until pages are wanted for the first time
+the factors are here instead, as they were read, and count as large as they are. Called from any thread.
 """
 
 from __future__ import annotations
@@ -15,56 +16,72 @@ from queue import Empty, SimpleQueue
 from threading import Lock
 
 from readapt_api.contract import Digest
-from readapt_runtime.model.adapter_image import HostPages
+from readapt_runtime.model.adapter_image import AdapterImage, HostPages
 from readapt_runtime.server.registration import Registered, Source
 
 
 class HostImages:
-    """Pages by digest, least recently used first, as long as somebody may want them."""
+    """Images to be packed, or their pages, by digest, least recently used first, as long as somebody may want them."""
 
     def __init__(self, max_bytes: int, pinned: bool) -> None:
-        """``pinned``: in page-locked memory, so that a GPU copies them by itself."""
+        """``pinned``: pages in page-locked memory, so that a GPU copies them by itself."""
         self._max_bytes = max_bytes
         self._pinned = pinned
-        self._pages: OrderedDict[Digest, HostPages] = OrderedDict()
+        self._held: OrderedDict[Digest, AdapterImage | HostPages] = OrderedDict()
         self._lock = Lock()
         self._users: Counter[Digest] = Counter()
         # filled by finalizers, which run wherever the last reference goes: this queue may be entered from anywhere
         self._left: SimpleQueue[Digest] = SimpleQueue()
-        self.held_bytes = 0
+        self._held_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Of everything that is here."""
+        with self._lock:
+            self._drop_unwanted()
+            return self._held_bytes
 
     def keep(self, digest: Digest, registered: Registered, again: Callable[[], Registered]) -> Registered:
         """The same with its pages here; ``again`` reads and checks it once more after they were pushed out."""
-        image = replace(registered.image, read=lambda: self.get(digest, lambda: again().image.read()))
+        own = registered.image
+        image = replace(own, read=lambda: self._pages(digest, lambda: again().image), unpacked_bytes=0)
         with self._lock:
             self._users[digest] += 1
+            known = digest in self._held  # under another name, and maybe packed
+            if known:
+                self._held.move_to_end(digest)
         weakref.finalize(image, self._left.put, digest)
-        self.put(digest, registered.image.read())
+        if not known:
+            self._hold(digest, own if own.unpacked_bytes else self._packed(own))
         return replace(registered, image=image)
 
-    def get(self, digest: Digest, read: Callable[[], HostPages]) -> HostPages:
-        """The pages; ``read`` (outside the lock, its errors pass) when they are not here."""
+    def _pages(self, digest: Digest, again: Callable[[], AdapterImage]) -> HostPages:
+        """Packing and ``again`` are outside the lock; their errors pass."""
         with self._lock:
-            pages = self._pages.get(digest)
-            if pages is not None:
-                self._pages.move_to_end(digest)
-                return pages
-        return self.put(digest, read())
+            held = self._held.get(digest)
+            if held is not None:
+                self._held.move_to_end(digest)
+        if isinstance(held, HostPages):
+            return held
+        pages = self._packed(again() if held is None else held)
+        self._hold(digest, pages)
+        return pages
 
-    def put(self, digest: Digest, pages: HostPages) -> HostPages:
-        """Keeps the pages and lets go of others, as far as the bound asks for it."""
-        if self._pinned:
-            pages = replace(pages, here=pages.here.pin_memory())
-        if pages.here.nbytes > self._max_bytes:
-            return pages  # it would push out all others and not stay either
+    def _packed(self, image: AdapterImage) -> HostPages:
+        pages = image.read()
+        return replace(pages, here=pages.here.pin_memory()) if self._pinned else pages
+
+    def _hold(self, digest: Digest, content: AdapterImage | HostPages) -> None:
+        """In place of what is held of it, and of others as far as the bound asks for it."""
         with self._lock:
             self._drop_unwanted()
             self._drop(digest)
-            self._pages[digest] = pages
-            self.held_bytes += pages.here.nbytes
-            while self.held_bytes > self._max_bytes:
-                self._drop(next(iter(self._pages)))
-        return pages
+            if _bytes_of(content) > self._max_bytes:
+                return  # it would push out all others and not stay either
+            self._held[digest] = content
+            self._held_bytes += _bytes_of(content)
+            while self._held_bytes > self._max_bytes:
+                self._drop(next(iter(self._held)))
 
     def _drop_unwanted(self) -> None:
         """Those of adapters that were unloaded."""
@@ -77,9 +94,13 @@ class HostImages:
                     self._drop(digest)
 
     def _drop(self, digest: Digest) -> None:
-        pages = self._pages.pop(digest, None)
-        if pages is not None:
-            self.held_bytes -= pages.here.nbytes
+        content = self._held.pop(digest, None)
+        if content is not None:
+            self._held_bytes -= _bytes_of(content)
+
+
+def _bytes_of(content: AdapterImage | HostPages) -> int:
+    return content.here.nbytes if isinstance(content, HostPages) else content.unpacked_bytes
 
 
 class HostedSource:

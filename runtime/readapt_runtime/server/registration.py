@@ -17,8 +17,8 @@ from readapt_api.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROBE, Artifa
 from readapt_api.contract import Digest
 from readapt_api.digest import FileEntry, hash_file, list_source, variant_digest
 from readapt_api.errors import Terminal, Transient
-from readapt_runtime.lora_format import read_adapter_files
-from readapt_runtime.model.adapter_image import AdapterImage, LoraFactors
+from readapt_runtime.lora_format import AdapterReader
+from readapt_runtime.model.adapter_image import AdapterImage, UnpackedAdapter
 from readapt_runtime.store import MissingArtifact, Store
 
 _MAX_PROBE_BYTES = 1 << 20
@@ -52,24 +52,17 @@ class Source(Protocol):
 class Packing:
     """How images are made for this pod's base and pools."""
 
-    shapes: Mapping[str, tuple[int, int]]
-    """``(out, in)`` of the base's linear modules by name."""
-    max_rank: int
-    make_image: Callable[[Mapping[str, LoraFactors]], AdapterImage]
-    """Of checked factors by module."""
+    reader: AdapterReader
+    make_image: Callable[[UnpackedAdapter], AdapterImage]
 
     def pack_listed(self, folder: Path, manifest: Manifest) -> AdapterImage:
         """Of a PEFT folder whose bytes the manifest lists; raises Terminal with what is wrong."""
-        adapter, files = read_adapter_files(folder, self.shapes, self.max_rank, manifest)
-        image = self.make_image(adapter.modules)
-        files.require(manifest)
-        return image
+        return self.make_image(self.reader.read(folder, manifest))
 
     def pack_named(self, folder: Path, base: Digest) -> tuple[Digest, AdapterImage]:
         """Of any PEFT folder, with its digest as a variant of ``base``; raises Terminal with what is wrong."""
-        adapter, files = read_adapter_files(folder, self.shapes, self.max_rank)
-        image = self.make_image(adapter.modules)
-        return folder_digest(base, folder, files.entries), image
+        adapter = self.reader.read(folder)
+        return folder_digest(base, folder, adapter.entries), self.make_image(adapter)
 
 
 @dataclass(frozen=True, slots=True)

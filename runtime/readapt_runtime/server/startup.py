@@ -20,6 +20,7 @@ from readapt_runtime.daemon_threads import DaemonThreads
 from readapt_runtime.device import choose_device
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
+from readapt_runtime.lora_format import AdapterReader
 from readapt_runtime.model.backends import Bounds
 from readapt_runtime.model.config import DecoderConfig, read_config
 from readapt_runtime.parallel.crew import Crew
@@ -123,7 +124,7 @@ def build(options: Options) -> Machinery:
             unless_built.callback(ranks.close)
         engine_limits = EngineLimits(limits.max_batch_tokens, limits.max_in_flight)
         engine = Engine(ranks.model, ranks.pool, engine_limits, executor=DaemonThreads())
-        packing = Packing(config.module_shapes, limits.max_rank, ranks.make_image)
+        packing = Packing(AdapterReader(config.module_shapes, limits.max_rank), ranks.make_image)
         images = HostImages(limits.host_bytes // options.tensor_parallel, pinned=device.type == "cuda")
         with _stage("digest adapters"):
             source, given = _source(options, base_digest, packing)

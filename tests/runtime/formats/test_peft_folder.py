@@ -15,7 +15,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from readapt_api.artifacts import ArtifactKind
-from readapt_runtime.lora_format import LoraAdapter, LoraModule, linear_shapes, read_adapter, write_adapter
+from readapt_runtime.lora_format import (
+    AdapterReader,
+    LoraAdapter,
+    LoraModule,
+    linear_shapes,
+    read_adapter,
+    write_adapter,
+)
 from readapt_runtime.model.family import UnsupportedModel
 from readapt_runtime.safe_tensors import BadWeights
 from readapt_runtime.store import CorruptArtifact, Store
@@ -105,6 +112,31 @@ def test_what_is_read_is_what_peft_computes(
     found = read_adapter(tmp_path / "adapter", shapes)
 
     assert_same_function(ours(found), deltas(base, tmp_path / "adapter"))
+
+
+def test_a_reader_takes_nothing_of_an_adapter_for_another_one(
+    base: Path, shapes: dict[str, Any], native: Path, tmp_path: Path
+) -> None:
+    """Headers and configs that are equal are judged once; here always one of them is, and the other is not."""
+    changes = {
+        "alpha": set_option(lora_alpha=40),
+        "values": edit_tensors(lambda t: t[f"{PREFIX}{Q}.lora_B.weight"].mul_(2)),
+        "short": edit_tensors(lambda t: swap(t, f"{Q}.lora_A.weight", torch.ones(3, 64))),
+        "fewer": set_option(target_modules=["q_proj"]),
+    }
+    alpha, values, short, fewer = (Path(shutil.copytree(native, tmp_path / name)) for name in changes)
+    for name, change in changes.items():
+        change(tmp_path / name)
+    reader = AdapterReader(shapes)
+    for _ in range(2):
+        for folder in (native, alpha, values):
+            assert_same_function(ours(LoraAdapter(reader.read(folder).modules())), deltas(base, folder))
+        with pytest.raises(BadWeights, match="has shape"):
+            reader.read(short)
+        with pytest.raises(BadWeights, match="target_modules do not name"):
+            reader.read(fewer)
+    with pytest.raises(BadWeights, match="rank 4 is above the allowed 3"):
+        AdapterReader(shapes, max_rank=3).read(native)
 
 
 def test_what_is_written_is_what_peft_computes(base: Path, shapes: dict[str, Any], tmp_path: Path) -> None:

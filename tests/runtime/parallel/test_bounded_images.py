@@ -11,7 +11,7 @@ import pytest
 from readapt_api.contract import Digest
 from readapt_runtime.engine.core import Variant
 from readapt_runtime.engine.limits import EngineLimits
-from readapt_runtime.lora_format import read_adapter
+from readapt_runtime.lora_format import AdapterReader
 from readapt_runtime.server.host_images import HostedSource, HostImages
 from readapt_runtime.server.registration import Registered
 from readapt_testing.tiny_engine import Tiny, ask, run_to_idle
@@ -31,8 +31,8 @@ class Folders:
 
     def load(self, digest: Digest) -> Registered:
         self.reads += 1
-        adapter = read_adapter(self.tiny.adapters[digest.partition("#")[0]], self.tiny.config.module_shapes)
-        return Registered(self.ranks.ranks.make_image(adapter.modules), None)
+        reader = AdapterReader(self.tiny.config.module_shapes)
+        return Registered(self.ranks.ranks.make_image(reader.read(self.tiny.adapters[digest.partition("#")[0]])), None)
 
 
 @pytest.fixture(scope="module")

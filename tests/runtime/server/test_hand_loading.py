@@ -11,12 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from readapt_api.artifacts import ArtifactKind
+from readapt_api.artifacts import ADAPTER_WEIGHTS, ArtifactKind
 from readapt_api.contract import Digest
 from readapt_api.digest import digest_of
 from readapt_api.serving import DesiredAdapter, DesiredSet, PodState
+from readapt_cluster.waiting import until
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.startup import BadOptions, Options
 from readapt_runtime.store import Store
@@ -58,6 +60,16 @@ class Hand:
     def ask(self, model: str, **more: object) -> httpx.Response:
         body = {"model": model, "prompt": "Hello", "temperature": 0, "max_tokens": 10, **more}
         return self.http.post("/v1/completions", json=body)
+
+    @property
+    def held_bytes(self) -> int:
+        """Of adapters on the host."""
+        root = self.running.machinery.root
+        assert root is not None
+        return root.images.held_bytes
+
+    def stored_bytes(self, variant: str) -> int:
+        return (self.tiny.adapters[variant] / ADAPTER_WEIGHTS).stat().st_size
 
     def assert_answers_as(self, model: str, variant: str) -> None:
         """With the greedy answer of transformers and PEFT."""
@@ -248,6 +260,51 @@ def test_a_load_that_fails_in_place_leaves_the_old_one(hand: Hand) -> None:
     hand.assert_answers_as("mine", "r8")
 
 
+def test_what_is_loaded_waits_unpacked_until_it_is_asked(hand: Hand) -> None:
+    hand.load("mine", "r8")
+    hand.load("three", "r3")
+    assert hand.held_bytes == hand.stored_bytes("r8") + hand.stored_bytes("r3")
+    hand.assert_answers_as("mine", "r8")
+    hand.assert_answers_as("three", "r3")
+    hand.assert_answers_as("mine", "r8")
+
+
+def test_what_is_replaced_or_unloaded_before_it_was_asked_leaves_nothing(hand: Hand) -> None:
+    hand.load("mine", "r4")
+    hand.load("other", "r8")
+    assert hand.load("mine", "r64", load_inplace=True).status_code == 200
+    assert hand.unload("other").status_code == 200
+    assert until(lambda: hand.held_bytes == hand.stored_bytes("r64"), 30)
+    hand.assert_answers_as("mine", "r64")
+    assert hand.ask("other").status_code == 404
+    hand.load("other", "r8")
+    hand.assert_answers_as("other", "r8")
+
+
+@pytest.mark.parametrize("fault", ["nan", "infinity", "zeros", "shape"])
+def test_weights_that_cannot_be_served_are_refused_by_the_load_itself(hand: Hand, root: Path, fault: str) -> None:
+    folder = root / f"bad-{fault}"
+    shutil.copytree(root / "r8", folder)
+    weights = load_file(folder / ADAPTER_WEIGHTS)
+    last, first_a = max(weights), min(key for key in weights if ".lora_A." in key)
+    match fault:
+        case "nan":
+            weights[last].view(-1)[-1] = float("nan")
+        case "infinity":
+            weights[last].view(-1)[-1] = float("-inf")
+        case "zeros":
+            weights[first_a].zero_()
+        case "shape":
+            weights[last] = weights[last][:-1].clone()
+    save_file(weights, folder / ADAPTER_WEIGHTS)
+    answer = hand.load("x", folder.name)
+    assert answer.status_code == 400
+    said = {"zeros": "nothing but zeros", "shape": "has shape"}.get(fault, "NaN or infinite values")
+    assert said in answer.json()["error"]["message"]
+    assert (hand.state().adapters, hand.held_bytes) == ((), 0)
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_bytes_that_changed_in_the_store_are_refused(
     hand: Hand, stock: tuple[Store, Digest, dict[str, Digest]], tmp_path: Path, name: str
@@ -261,6 +318,7 @@ def test_bytes_that_changed_in_the_store_are_refused(
     answer = hand.load("x", variant.digest)
     assert answer.status_code == 400
     assert "sha256" in answer.json()["error"]["message"] or "have changed" in answer.json()["error"]["message"]
+    assert hand.held_bytes == 0
     shutil.rmtree(file.parent)
 
 

@@ -59,12 +59,13 @@ def test_memory_is_bounded_however_many_are_registered() -> None:
 
 
 def test_an_image_larger_than_the_bound_is_served_and_not_kept() -> None:
-    images = HostImages(IMAGE_BYTES - 1, pinned=False)
-    kept = HostPages(torch.zeros(1))
-    images.put("small", kept)
-    registered = HostedSource(Disk(), images).load("4")
+    disk, images = Disk(), HostImages(IMAGE_BYTES - 1, pinned=False)
+    small = HostPages(torch.zeros(1))
+    kept = images.keep("small", Registered(AdapterImage(({},), 1, 1, lambda: small), None), lambda: disk.load("0"))
+    registered = HostedSource(disk, images).load("4")
     assert bool((registered.image.read().here == 4).all())
-    assert images.held_bytes == kept.here.nbytes, "and pushes nothing out"
+    assert images.held_bytes == small.here.nbytes, "and pushes nothing out"
+    assert kept.image.read() is small
 
 
 def test_the_image_of_an_adapter_that_was_unloaded_makes_room_for_the_next() -> None:

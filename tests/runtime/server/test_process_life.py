@@ -116,7 +116,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
 
 
 HANGS = {
-    "an adapter that is registered": "import readapt_runtime.server.registration as m; m.read_adapter_files = hang",
+    "an adapter that is registered": "from readapt_runtime.lora_format import AdapterReader as m; m.read = hang",
     "an adapter on its way into the pool": "from readapt_runtime.engine.pool import PagePool as m; m.write = hang",
 }
 

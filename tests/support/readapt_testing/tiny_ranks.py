@@ -14,7 +14,7 @@ from readapt_runtime.engine.core import Variant
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageLayout
-from readapt_runtime.lora_format import read_adapter
+from readapt_runtime.lora_format import AdapterReader
 from readapt_runtime.model.backends import Bounds
 from readapt_runtime.model.config import read_config
 from readapt_runtime.model.shard import Shard
@@ -41,8 +41,8 @@ class TinyRanks:
         return self.ranks.crew
 
     def variant(self, folder: Path) -> Variant:
-        adapter = read_adapter(folder, read_config(self.base).module_shapes)
-        return Variant(folder.name, _DIGEST, self.ranks.make_image(adapter.modules))
+        adapter = AdapterReader(read_config(self.base).module_shapes).read(folder)
+        return Variant(folder.name, _DIGEST, self.ranks.make_image(adapter))
 
 
 @contextmanager
