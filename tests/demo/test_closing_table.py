@@ -19,6 +19,7 @@ ROW = {
     "retention": 0.95,
     "repair_seconds": 61.4,
     "ready_seconds": 9,
+    "report": "/store/results/" + "ab" * 32 + ".report.html",
 }
 REPORT = {
     "adapters": [ROW, dict.fromkeys(ROW) | {"name": "shifts"}],
@@ -56,7 +57,11 @@ def test_what_is_not_known_is_a_dash() -> None:
 
 
 def test_the_lines_below_tell_what_went_wrong() -> None:
-    *_, requests, times, step = _shown(REPORT)
+    *_, requests, times, _, step = _shown(REPORT)
     assert requests.endswith("887 sent, 2 failed; answers of a mixed set: 1")
     assert times == "upgrade 700 s; roll-back 24 s with 0 Jobs; set-up 30 s"
     assert step.split() == ["apply", "and", "first", "roll-out", "61.5", "s"]
+
+
+def test_the_page_of_a_repair_is_named_on_one_line_that_can_be_copied() -> None:
+    assert [line for line in _shown(REPORT) if line.startswith("page")] == [f"page about parcels: {ROW['report']}"]

@@ -39,6 +39,9 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         f"upgrade {report['upgrade_seconds']:.0f} s; roll-back {report['rollback_seconds']:.0f} s"
         f" with {report['rollback_jobs']} Jobs; set-up {report['setup_seconds']:.0f} s"
     )
+    for row in report["adapters"]:
+        if row["report"]:
+            console.print(f"page about {row['name']}: {row['report']}", soft_wrap=True)
     for line in report.get("steps", ()):
         console.print(f"  [dim]{line['name']:<44} {line['seconds']:7.1f} s[/]")
 

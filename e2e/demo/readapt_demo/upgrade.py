@@ -185,6 +185,7 @@ class Show:
             "retention": _number(found.get("retention")),
             "repair_seconds": found.get("repairSeconds"),
             "ready_seconds": found.get("readySeconds"),
+            "report": str(self.store / found["report"]) if "report" in found else None,
         }
 
 
