@@ -5,11 +5,13 @@ In: the JSON Lines of a Data artifact (``prompt``, ``completion``). Out: ``Split
     train       fine-tuning
     search      the objective of the search over α and β            from validation
     stopping    when to stop tuning, which checkpoint to keep       from validation
-    gate        the final test, seen by nothing else                test, else half of validation
+    gate        the final test, seen by nothing else                test, else half of validation; each prompt once
     inputs      prompts for the old pair to answer
 
-Where there are inputs alone they are divided among the first four, whose completions are empty. Membership follows from
-a hash of the prompt, so it does not depend on the order of the files.
+What the gate's tests promise holds for examples that do not depend on each other, and a copy of one depends on it
+entirely; so there one example per prompt counts. Where there are inputs alone they are divided among the first four,
+whose completions are empty. Membership follows from a hash of the prompt, so it does not depend on the order of the
+files.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ class Splits:
     """The distinct completions of the training file, sorted: the labels of Accuracy; none where there are too many."""
     leaked: int
     """Examples and inputs that were dropped because their prompt is in another split."""
+    repeated: int = 0
+    """Examples of the gate that were dropped because another one has the same prompt."""
     inputs: tuple[str, ...] = ()
     labelled: bool = True
     """Whether completions are known."""
@@ -102,9 +106,10 @@ def split(
     """
     if not train and not validation:
         return _split_inputs(inputs, metric)
-    gate = tuple(test) or tuple(e for e in validation if _byte(e.prompt) < _HALF)
-    if not gate:
+    offered = tuple(test) or tuple(e for e in validation if _byte(e.prompt) < _HALF)
+    if not offered:
         raise BadData("no examples are left for the gate: give a test file or a larger validation file")
+    gate = _for_gate(offered)
     tuning, leaked_validation = _without(validation, gate if test else ())
     if not test:
         tuning = tuple(e for e in tuning if _byte(e.prompt) >= _HALF)
@@ -115,9 +120,10 @@ def split(
         train=train_left,
         search=search,
         stopping=stopping,
-        gate=tuple(sorted(gate, key=lambda e: e.rank("gate"))),
-        choices=_choices(train, (*gate, *search, *stopping), metric),
+        gate=gate,
+        choices=_choices(train, (*offered, *search, *stopping), metric),
         leaked=leaked_validation + leaked_train + leaked_inputs,
+        repeated=len(offered) - len(gate),
         inputs=left,
     )
 
@@ -147,7 +153,7 @@ def _split_inputs(inputs: Sequence[str], metric: Metric) -> Splits:
         train=tuple(e for e in unlabelled if _byte(e.prompt) >= 3 * _FIFTH),
         search=search,
         stopping=stopping,
-        gate=tuple(sorted(gate, key=lambda e: e.rank("gate"))),
+        gate=_for_gate(gate),
         choices=(),
         leaked=dropped,
         labelled=False,
@@ -195,6 +201,14 @@ def _divide(examples: Iterable[Example]) -> tuple[tuple[Example, ...], tuple[Exa
 
 def _flat(groups: Iterable[Iterable[Example]]) -> Iterator[Example]:
     return (example for group in groups for example in group)
+
+
+def _for_gate(examples: Iterable[Example]) -> tuple[Example, ...]:
+    """One example per prompt, in the order in which the gate looks at them."""
+    first: dict[str, Example] = {}
+    for example in sorted(examples, key=lambda e: e.rank("gate")):
+        first.setdefault(example.prompt, example)
+    return tuple(first.values())
 
 
 def _without(examples: Iterable[Example], others: Iterable[Example]) -> tuple[tuple[Example, ...], int]:

@@ -183,6 +183,7 @@ class _Climb:
                 part: len(getattr(splits, part)) for part in ("train", "search", "stopping", "gate", "inputs")
             },
             "leaked": splits.leaked,
+            "repeated": splits.repeated,
             "choices": list(splits.choices),
             "metric": self.item.gate.metric.value,
             "effect": None if effect is None else asdict(effect),

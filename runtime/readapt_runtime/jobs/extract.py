@@ -169,5 +169,6 @@ def _evidence(
             "rungs": [rung.to_wire()],
             "choices": len(splits.choices),
             "leaked": splits.leaked,
+            "repeated": splits.repeated,
         }
     return evidence

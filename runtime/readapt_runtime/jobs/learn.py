@@ -65,6 +65,7 @@ def run(request: LearnRequest, store: Store, log: Log) -> Outcome:
         "discarded": folded.discarded,
         "rungs": [rung.to_wire()],
         "leaked": together.leaked,
+        "repeated": together.repeated,
     }
     outcome = made(request.name, request.input_hash, variant, folded.adapter.rank, rung).model_copy(
         update={

@@ -48,6 +48,7 @@ def run(request: TrainRequest, store: Store, log: Log) -> Outcome:
         **evidence_of(tuned, recipe),
         "rungs": [rung.to_wire()],
         "leaked": splits.leaked,
+        "repeated": splits.repeated,
         "choices": list(splits.choices),
     }
     outcome = made(request.name, request.input_hash, variant, tuned.adapter.rank, rung)

@@ -129,6 +129,8 @@ def _examples(evidence: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     yield from _flat(evidence.get("examples", {}))
     if "leaked" in evidence:
         yield "dropped, their prompt is in another split", str(evidence["leaked"])
+    if "repeated" in evidence:
+        yield "dropped from the gate, their prompt came before", str(evidence["repeated"])
     choices = evidence.get("choices", ())
     if isinstance(choices, list) and choices:
         yield f"{len(choices)} labels", ", ".join(map(str, choices))

@@ -32,6 +32,27 @@ def test_no_prompt_is_in_two_splits(test: list[Example]) -> None:
         assert 20 < len(splits.gate) < 60
 
 
+@pytest.mark.parametrize("given", ["test file", "validation only"])
+def test_a_prompt_counts_once_in_the_gate_however_often_it_stands_there(given: str) -> None:
+    """A copy tells nothing new, and tests that took it for evidence would let pass what loses too much."""
+    once = some("asked", 60)
+    copies = [*once, *once[:40], *(Example(e.prompt, " label3") for e in once[:30])]
+    validation, test = (some("validation", 60), copies) if given == "test file" else (copies, [])
+    splits = split(some("train", 50), validation, test)
+    prompts = [e.prompt for e in splits.gate]
+    assert len(set(prompts)) == len(prompts) > 20
+    assert set(prompts) <= {e.prompt for e in once}
+    assert splits.repeated == sum(e.prompt in prompts for e in copies) - len(prompts) > 0
+    shuffled = random.Random(3)
+    again = split(some("train", 50), validation, shuffled.sample(test, len(test)))
+    assert again.gate == splits.gate
+
+
+def test_labels_of_repeated_prompts_are_held_against_those_of_train_too() -> None:
+    with pytest.raises(BadData, match="foreign"):
+        split(some("train", 50), some("validation", 60), [*some("t", 9), Example("t 1", " foreign")])
+
+
 def test_membership_and_gate_order_do_not_depend_on_the_order_of_the_files() -> None:
     train, validation = some("train", 50), some("validation", 60)
     first = split(train, validation, [])

@@ -42,6 +42,7 @@ EVIDENCE: dict[str, Any] = {
     "versions": {"torch": "2.13.0"},
     "examples": {"train": 1000, "gate": 900},
     "leaked": 3,
+    "repeated": 4711,
     "forecast": {"size": 4.25, "read": 0.125, "written": 0.0625, "along": -0.01, "points": 6.04, "error": 2.51},
     "choices": [HOSTILE, " yes"],
     "seconds": {"search": 3.25, "tuning": 40.0},

@@ -103,6 +103,7 @@ def test_settings_digests_seconds_and_trials_are_there(page: Read, evidence: dic
     assert page.rows("digests")["variant"] == [VARIANT]
     assert page.rows("seconds") == {"search": ["3.2"], "tuning": ["40.0"]}
     assert page.rows("trials")["3"] == ["1.000", "-0.500", "0.400", "0.500", "0.700"]
+    assert page.rows("examples")["dropped from the gate, their prompt came before"] == ["4711"]
     assert page.rows("examples")["2 labels"] == [f"{hostile},  yes"]
     assert page.rows("made-with")["versions.torch"] == ["2.13.0"]
 
