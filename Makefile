@@ -25,7 +25,8 @@ venv: .venv/.ready  ## .venv with the locked dependencies
 check: venv  ## format, lint, types, import rules
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy --cache-dir $(CACHE)/mypy -p readapt_api -p readapt_operator -p readapt_runtime -p readapt_kernels -p readapt_cluster -p readapt_demo
+	@mkdir -p $(CACHE)
+	flock $(CACHE)/mypy.lock .venv/bin/mypy --cache-dir $(CACHE)/mypy -p readapt_api -p readapt_operator -p readapt_runtime -p readapt_kernels -p readapt_cluster -p readapt_demo
 	.venv/bin/lint-imports
 
 unit: venv  ## tests that need nothing but Python
