@@ -16,6 +16,7 @@ KEPT: Report = {
     "adapters": [ROW, ROW | {"name": "shifts", "origin": "Transported", "score_copy": 0.2}],
     "requests": {"sent": 90, "failed": 0, "telling": {"smollm2": 7, "parcels": 1, "shifts": 9}},
     "mixed_sets": 0,
+    "native_bf16": True,
     "rollback_jobs": 0,
     "rollback_seconds": 59.9,
     "steps": [{"name": "upgrade", "seconds": 700.0}, {"name": "roll-back", "seconds": 500.0}],
@@ -63,3 +64,9 @@ def test_what_is_promised_of_generated_tasks_alone(says: str) -> None:
     (line,) = broken(report, generated=True)
     assert line.startswith(says)
     assert broken(report, generated=False) == []
+
+
+def test_a_processor_without_bf16_products_may_take_its_time() -> None:
+    slow = _but(lambda r: r["steps"].append({"name": "judge", "seconds": 3000.0}))
+    assert broken(slow | {"native_bf16": False}, generated=True) == []
+    assert len(broken(slow, generated=True)) == 1

@@ -17,6 +17,7 @@ from readapt_cluster.errors import ClusterError
 from readapt_demo import models, promises, stage, table
 from readapt_demo.kubectl import KubectlFailed
 from readapt_demo.upgrade import DemoFailed, Show
+from readapt_runtime.device import multiplies_bf16
 
 _FILE_WIDTH = 120
 """Columns where the output goes into a file."""
@@ -65,7 +66,8 @@ def _run(arguments: argparse.Namespace) -> int:
     stage.install(_CHECKOUT, kube)
     setup_seconds = time.monotonic() - started
     wait_s = _WAIT_S if arguments.data is None else _WAIT_FOR_YOUR_DATA_S
-    report = Show(cast, kube, store, say, wait_s).run() | {"setup_seconds": round(setup_seconds, 1)}
+    machine = {"setup_seconds": round(setup_seconds, 1), "native_bf16": multiplies_bf16()}
+    report = Show(cast, kube, store, say, wait_s).run() | machine
     _write(report, arguments.out)
     table.show(report, Console(width=None if sys.stdout.isatty() else _FILE_WIDTH))
     lines = promises.broken(report, generated=arguments.data is None)

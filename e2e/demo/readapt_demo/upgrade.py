@@ -107,6 +107,7 @@ class Show:
                 self.kubectl.wait(base, f"jsonpath={{.status.version}}={version}", 5)
                 for role in self.cast.roles:
                     self.kubectl.wait(f"loraadapter/{role.name}", "condition=Ready", 5)
+                self.say("kubectl get rbm,rla\n" + self.kubectl.overview())
                 return
             except RuntimeError:
                 if time.monotonic() > deadline:
