@@ -35,7 +35,7 @@ def _frequencies(ops: Ops, seq: Sequence, draws: int) -> torch.Tensor:
 
 
 def test_frequencies_follow_the_softmax_at_the_temperature(ops: Ops) -> None:
-    draws = 4000
+    draws = 1000
     expected = torch.softmax(LOGITS[0] / 0.7, dim=-1)
     error = (_frequencies(ops, _sequence(0.7), draws) - expected).abs()
     assert bool((error < 4 * (expected * (1 - expected) / draws).sqrt() + 1e-3).all())
@@ -43,9 +43,9 @@ def test_frequencies_follow_the_softmax_at_the_temperature(ops: Ops) -> None:
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it(ops: Ops) -> None:
     probs = torch.softmax(LOGITS[0], dim=-1)  # 0.57, 0.21, 0.13, 0.03, 0.08
-    found = _frequencies(ops, _sequence(1.0, top_p=0.7), 2000)
+    found = _frequencies(ops, _sequence(1.0, top_p=0.7), 600)
     assert found[2:].sum() == 0
-    assert abs(float(found[0]) - float(probs[0] / (probs[0] + probs[1]))) < 0.05
+    assert abs(float(found[0]) - float(probs[0] / (probs[0] + probs[1]))) < 0.07
 
 
 def test_the_same_seed_gives_the_same_draws_whoever_shares_the_batch(ops: Ops) -> None:
