@@ -64,16 +64,28 @@ class MemoryMachine(RuleBasedStateMachine):
     def make_variants(self) -> None:
         self.variants = {name: _variant(name) if name else None for name in NAMES}
 
-    @rule(name=st.sampled_from(NAMES[1:]), spare=st.sets(st.sampled_from(NAMES[1:])))
-    def load(self, name: str, spare: set[str]) -> None:
+    @rule(name=st.sampled_from(NAMES[1:]), spare=st.sets(st.sampled_from(NAMES[1:])), left=st.integers(0, 4))
+    def load(self, name: str, spare: set[str], left: int) -> None:
         variant, residency = self.variants[name], self.memory.residency
         kept = [self.variants[other] for other in spare]
         if residency.is_resident(variant) or residency.is_loading(variant):
             return
-        if self.memory.can_load(variant, kept, 0):
+        if self.memory.can_load(variant, kept, left):
             was_resident = [v for v in kept if residency.is_resident(v)]
             self.memory.load(variant, kept)
             assert all(residency.is_resident(v) for v in was_resident)
+            assert self.memory.can_extend(_sequence(None, "", (9,)), left * BLOCK_TOKENS), "what was left can be had"
+
+    @rule(name=st.sampled_from(NAMES[1:]), left=st.integers(0, 4))
+    def load_into_free_pages(self, name: str, left: int) -> None:
+        variant, residency, pool = self.variants[name], self.memory.residency, self.memory.pool
+        if residency.is_resident(variant) or residency.is_loading(variant):
+            return
+        if pool.can_allocate(variant.image.num_pages + left):
+            before = residency.evicted, self.memory.prefixes.idle
+            self.memory.load(variant, ())
+            assert (residency.evicted, self.memory.prefixes.idle) == before, "nothing went"
+            assert pool.num_free >= left
 
     @precondition(lambda self: self.later.waiting)
     @rule(index=st.integers(0, 3))
