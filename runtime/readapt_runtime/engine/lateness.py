@@ -29,10 +29,11 @@ def find_late(scheduler: Scheduler, memory: Memory, pace: Pace, now: float) -> l
     backlog = _Backlog(memory, prompts)
     late: list[Sequence] = []
     for seq in scheduler.waiting.first(len(scheduler.waiting)):
-        if _is_limited(seq) and now + pace.seconds(backlog.through(seq)) > seq.request.first_token_by:
+        own = backlog.own(seq)
+        if _is_limited(seq) and now + pace.seconds(backlog.before(seq) + own) > seq.request.first_token_by:
             late.append(seq)
         else:
-            backlog.add(seq)
+            backlog.add(seq, own)
     return late
 
 
@@ -48,27 +49,18 @@ class _Backlog:
         self._memory = memory
         self._blocks: dict[int, Block | None] = {}  # by what the chain has for them; None: still to be computed
         self._work: list[tuple[tuple[int, int], int]] = []  # standing and tokens, sorted
+        self._total = 0
         for seq in prompts:
             self._blocks.update(dict.fromkeys(_chain(seq), None))
-            insort(self._work, (seq.standing, seq.pending))
+            self._put(seq, seq.pending)
 
-    def through(self, seq: Sequence) -> int:
-        """Tokens that are computed until the first one of its answer."""
-        before = self._work[: bisect_left(self._work, (seq.standing, 0))]
-        return sum(tokens for _, tokens in before) + self._own(seq)
+    def before(self, seq: Sequence) -> int:
+        """Tokens that are computed before its own."""
+        at = bisect_left(self._work, (seq.standing, 0))
+        return self._total if at == len(self._work) else sum(tokens for _, tokens in self._work[:at])
 
-    def add(self, seq: Sequence) -> None:
-        """One more that is computed before others, if nothing keeps it from its turn."""
-        variant = seq.request.variant
-        has_adapter = variant is None or self._memory.residency.is_resident(variant)
-        insort(self._work, (seq.standing, self._own(seq) if has_adapter and seq.blocked_since is None else 0))
-        for block in reversed(_chain(seq)):
-            if block in self._blocks:
-                break
-            self._blocks[block] = None
-
-    def _own(self, seq: Sequence) -> int:
-        """Tokens that are neither cached nor computed by somebody before."""
+    def own(self, seq: Sequence) -> int:
+        """Its tokens that are neither cached nor computed by somebody before."""
         chain = _chain(seq)
         known = bisect_left(chain, 1, key=lambda block: block not in self._blocks)  # beginnings are known as a whole
         after = self._blocks[chain[known - 1]] if known else None
@@ -77,6 +69,20 @@ class _Backlog:
                 self._blocks[chain[known]] = block
                 known += 1
         return len(seq.tokens) - known * BLOCK_TOKENS
+
+    def add(self, seq: Sequence, own: int) -> None:
+        """One more that is computed before others, if nothing keeps it from its turn."""
+        variant = seq.request.variant
+        has_adapter = variant is None or self._memory.residency.is_resident(variant)
+        self._put(seq, own if has_adapter and seq.blocked_since is None else 0)
+        for block in reversed(_chain(seq)):
+            if block in self._blocks:
+                break
+            self._blocks[block] = None
+
+    def _put(self, seq: Sequence, tokens: int) -> None:
+        insort(self._work, (seq.standing, tokens))
+        self._total += tokens
 
 
 def _chain(seq: Sequence) -> tuple[int, ...]:
