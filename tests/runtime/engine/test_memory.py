@@ -213,6 +213,36 @@ def test_pages_of_an_adapter_forgotten_while_it_is_loaded_are_not_given_away_bef
     assert memory.pool.num_free == 5
 
 
+def test_a_storm_of_evictions_leaves_what_is_used_and_the_books_balance() -> None:
+    memory = Memory(_pool(), Costs(), lambda: 0.0)
+    used = _sequence(None, "", (99,) * BLOCK_TOKENS)
+    memory.start(used, ())
+    for number in range(200):  # each pushes out what the ones before left
+        variant = _variant(("small", "large")[number % 2])
+        memory.load(variant, ())
+        seq = _sequence(variant, "", (number,) * (2 * BLOCK_TOKENS))
+        memory.start(seq, ())
+        seq.computed = len(seq.tokens)
+        memory.keep(seq)
+        memory.stop(seq)
+        memory.check()
+    assert memory.residency.evicted > 150
+    memory.stop(used)
+    memory.clear()
+    assert memory.pool.num_free == PAGES
+
+
+@pytest.mark.parametrize("tokens", [1, BLOCK_TOKENS - 1, BLOCK_TOKENS, BLOCK_TOKENS + 1])
+def test_a_sequence_loses_less_than_one_page_to_its_last(tokens: int) -> None:
+    memory = Memory(_pool(), Costs(), lambda: 0.0)
+    seq = _sequence(None, "", (1,) * tokens)
+    memory.start(seq, ())
+    held = (PAGES - memory.pool.num_free) * BLOCK_TOKENS
+    assert 0 <= held - tokens < BLOCK_TOKENS
+    memory.extend(seq, held)
+    assert (PAGES - memory.pool.num_free) * BLOCK_TOKENS == held, "the last page is filled before one is taken"
+
+
 class _Item:
     def __init__(self, seconds: float) -> None:
         self.heat, self.seconds_per_page = Heat(), seconds
