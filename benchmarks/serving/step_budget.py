@@ -1,11 +1,13 @@
 """Where a decode step on a CPU goes, against what memory and arithmetic of this machine allow, as Markdown tables.
 
     .venv/bin/python benchmarks/serving/step_budget.py --base DIR [--batches 1 8 32] [--ranks 16] [--adapters N]
+        [--temperature 0] [--top-p 1]
 
-One process and thread, bfloat16, greedy, every row with an adapter of its own (ranks 0: base only). The machine may be
-shared: times are of the thread's CPU time, the batches take turns, and of each item the least and the median of all
-steps are told. The clock is read in the compiled call and around it, so what Python does is the difference to the
-whole; reading it costs some 0.1 ms a step. With ``--adapters`` fewer adapters than rows share the rows out evenly.
+One process and thread, bfloat16, every row with an adapter of its own (ranks 0: base only), greedy by default. The
+machine may be shared: times are of the thread's CPU time, the batches take turns, and of each item the least and the
+median of all steps are told. The clock is read in the compiled call and around it, so what Python does is the
+difference to the whole; reading it costs some 0.1 ms a step. With ``--adapters`` fewer adapters than rows share the
+rows out evenly.
 """
 
 from __future__ import annotations
@@ -80,7 +82,11 @@ class Stopwatch:
     def watch(self) -> None:
         """From here on, whatever is built in this process is watched. The layers' products are in the compiled call."""
         functions = library.load(None)  # the instance that CpuKernels takes
-        for name, item in (("readapt_linear_bf16", HEAD), ("readapt_argmax_bf16", SAMPLING)):
+        for name, item in (
+            ("readapt_linear_bf16", HEAD),
+            ("readapt_argmax_bf16", SAMPLING),
+            ("readapt_draw_bf16", SAMPLING),
+        ):
             setattr(functions, name, self.timed(getattr(functions, name), item))
         setattr(Decoder, "forward", _method(self.timed(Decoder.forward, "forward")))  # noqa: B010
         Stack.spent = self.inside
@@ -126,13 +132,14 @@ def main() -> None:
     most = min(arguments.adapters or max(arguments.batches), max(arguments.batches))
     ranks = arguments.ranks if any(arguments.ranks) else []
     variants = [_variant(n, ranks[n % len(ranks)], config, engine) for n in range(most)] if ranks else []
+    sampling = SamplingParams(STEPS + 2, arguments.temperature, arguments.top_p, seed=1)
     for _ in range(arguments.rounds):
         for batch in arguments.batches:
-            _decode(engine, batch, variants, stopwatch)
+            _decode(engine, batch, variants, stopwatch, sampling)
     sys.stdout.write(
         f"{library.usable_levels()[0]}: reads {machine.bytes_per_ms / 1e6:.1f} GB/s, "
         f"multiplies {machine.flops_per_ms / 1e6:.0f} GFLOP/s; adapters {len(variants)}, ranks {arguments.ranks}, "
-        f"context {PROMPT + 2} to {PROMPT + 1 + STEPS}\n"
+        f"temperature {arguments.temperature}, top_p {arguments.top_p}, context {PROMPT + 2} to {PROMPT + 1 + STEPS}\n"
     )
     for batch in arguments.batches:
         sys.stdout.write("\n".join(_table(batch, _ranks(variants, batch), config, machine, stopwatch)) + "\n")
@@ -145,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ranks", type=int, nargs="+", default=[16], help="of the adapters, in turn; 0: base only")
     parser.add_argument("--adapters", type=int, default=0, help="default: one for each row")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--temperature", type=float, default=0.0, help="of every row; 0: greedy")
+    parser.add_argument("--top-p", type=float, default=1.0)
     return parser
 
 
@@ -158,13 +167,15 @@ def _variant(number: int, rank: int, config: DecoderConfig, engine: Engine) -> V
     return Variant(f"r{rank}-{number}", f"sha256:{number:064x}", image)
 
 
-def _decode(engine: Engine, batch: int, variants: list[Variant], stopwatch: Stopwatch) -> None:
+def _decode(
+    engine: Engine, batch: int, variants: list[Variant], stopwatch: Stopwatch, sampling: SamplingParams
+) -> None:
     """Runs ``batch`` requests to their end; steps in which all of them decode are kept."""
     events: list[Event] = []
     for row in range(batch):
         prompt = tuple(range(100 + row, 100 + row + PROMPT))
         variant = variants[row * min(len(variants), batch) // batch] if variants else None
-        engine.add(Request(prompt, SamplingParams(STEPS + 2), events.append, variant))
+        engine.add(Request(prompt, sampling, events.append, variant))
     while len(events) < 2 * batch:
         engine.step()
     for _ in range(STEPS):

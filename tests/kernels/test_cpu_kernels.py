@@ -75,6 +75,50 @@ def test_greedy_tells_which_rows_are_not_finite(kernels: CpuKernels, dtype: torc
     assert kernels.greedy(logits)[1].tolist() == [True, False, False, False, True]
 
 
+@pytest.mark.parametrize("vocab", [1, 15, 1025, 49152])
+@pytest.mark.parametrize("top_p", [1.0, 0.99999, 0.9, 0.3, 0.0])
+def test_draw_takes_the_token_at_its_point_of_the_kept_mass(
+    kernels: CpuKernels, dtype: torch.dtype, vocab: int, top_p: float
+) -> None:
+    logits = 3 * random(3, vocab, dtype=dtype)
+    count = 60
+    rows, points = torch.arange(count) % 3, torch.rand(count, generator=torch.Generator().manual_seed(5))
+    points[0], points[1] = 0.0, 1 - 2.0**-24
+    best = logits.float().argmax(dim=-1)
+    drawn = kernels.draw(logits, best, rows, torch.full((count,), 0.8), torch.full((count,), top_p), points)
+
+    weights = (logits.double() / 0.8).softmax(dim=-1)
+    ordered, order = weights.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    kept = torch.zeros_like(weights).scatter(1, order, ordered * (before < top_p)).index_select(0, rows)
+    if top_p == 0.0:
+        assert torch.equal(drawn, best[rows])
+        return
+    mass = kept.cumsum(dim=-1)
+    upto = mass.gather(1, drawn[:, None]).squeeze(1)
+    target, own = points.double() * mass[:, -1], kept.gather(1, drawn[:, None]).squeeze(1)
+    slack = 2e-6  # float32 weights, and one token that the cut may keep or not
+    assert bool((upto - own <= target + slack).all())
+    assert bool((target <= upto + slack).all())
+    assert bool((own > 0).all())
+
+
+def test_draw_of_a_row_that_is_not_finite_is_some_token_and_changes_no_other(
+    kernels: CpuKernels, dtype: torch.dtype
+) -> None:
+    logits = random(4, 300, dtype=dtype)
+    rows, ones = torch.arange(4), torch.ones(4)
+
+    def draw() -> Tensor:
+        return kernels.draw(logits, kernels.greedy(logits)[0], rows, ones, ones * 0.9, ones / 3)
+
+    before = draw()
+    logits[1, 5], logits[2] = NAN, math.inf
+    after = draw()
+    assert after[[0, 3]].equal(before[[0, 3]])
+    assert bool(((after >= 0) & (after < 300)).all())
+
+
 SHAPES = [(9, 3, 64), (8, 8, 16), (7, 1, 32), (16, 2, 128), (4, 2, 80), (2, 1, 96), (3, 1, 256)]
 CONTEXTS = [1, 15, 16, 17, 200]
 

@@ -97,22 +97,21 @@ template <class T> void argmax(const T* logits, int64_t rows, int64_t vocab, int
   for (int64_t r = 0; r < rows; ++r) {
     const T* row = logits + r * vocab;
     float largest = -INFINITY;
-    u32x16 bad{};
+    words bad{};
     int64_t at = 0;
     constexpr int64_t STRIP = 1024;
     for (int64_t start = 0; start < vocab; start += STRIP) {
       int64_t stop = start + STRIP < vocab ? start + STRIP : vocab, i = start;
-      f32x16 top = splat(-INFINITY);
-      for (; i + LANES <= stop; i += LANES) {
-        f32x16 v = load(row + i);
+      floats top = floats{} - INFINITY;
+      for (; i + NATIVE <= stop; i += NATIVE) {
+        floats v = load_native(row + i);
         bad |= not_finite(v);
         top = v > top ? v : top;
       }
-      float strip = -INFINITY, lanes[LANES];
-      std::memcpy(lanes, &top, sizeof lanes);
-      for (float lane : lanes) strip = lane > strip ? lane : strip;
+      float strip = -INFINITY;
+      for (int64_t lane = 0; lane < NATIVE; ++lane) strip = top[lane] > strip ? top[lane] : strip;
       for (; i < stop; ++i) {
-        bad |= not_finite(splat(get(row[i])));
+        bad |= not_finite(floats{} + get(row[i]));
         strip = get(row[i]) > strip ? get(row[i]) : strip;
       }
       if (strip > largest) {
@@ -123,9 +122,7 @@ template <class T> void argmax(const T* logits, int64_t rows, int64_t vocab, int
     int64_t stop = at + STRIP < vocab ? at + STRIP : vocab;
     for (; at < stop && get(row[at]) != largest;) ++at;
     best[r] = at < vocab ? at : 0;
-    uint32_t any = 0;
-    for (int i = 0; i < LANES; ++i) any |= bad[i];
-    finite[r] = !any;
+    finite[r] = !any(bad);
   }
 }
 

@@ -53,6 +53,7 @@ class CpuKernels:
 
         self._add_norm, self._silu_mul, self._argmax = map(function, ("add_norm", "silu_mul", "argmax"))
         self._rotate_write, self._attend, self._lora = map(function, ("rotate_write", "attend", "lora"))
+        self._draw = function("draw")
         self._linear = library.readapt_linear_bf16
 
     def _check(self, *tensors: Tensor) -> None:
@@ -84,6 +85,25 @@ class CpuKernels:
         best, finite = torch.empty(2, rows, dtype=torch.int64)
         self._argmax(logits.data_ptr(), rows, vocab, best.data_ptr(), finite.data_ptr())
         return best, finite.bool()
+
+    def draw(
+        self, logits: Tensor, best: Tensor, rows: Tensor, temperature: Tensor, top_p: Tensor, point: Tensor
+    ) -> Tensor:
+        """For each of ``rows`` a token of softmax(logits / temperature) cut at top_p, int64 ``[drawn rows]``.
+
+        The first at which the mass kept, added up in the order of the vocabulary, is above ``point`` of it. A row's
+        result does not depend on the others; it is some token where the row is not finite.
+
+        logits ``[rows, vocab]`` with the first largest of each, ``best`` int64 ``[rows]``; int64 ``rows`` and float32
+        ``temperature`` above 0, ``top_p``, ``point`` in [0, 1): ``[drawn rows]``.
+        """
+        self._check(logits)
+        drawn = torch.empty_like(rows)
+        self._draw(
+            *(logits.data_ptr(), logits.shape[1], rows.data_ptr(), len(rows), best.data_ptr()),
+            *(temperature.data_ptr(), top_p.data_ptr(), point.data_ptr(), drawn.data_ptr()),
+        )
+        return drawn
 
     def rotate_write(
         self,

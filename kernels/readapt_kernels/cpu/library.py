@@ -37,6 +37,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "rotate_write": [_P, _I, _I, _I, _I, _P, _P, _P, _P, _I, _P, _I, _I, _I, _P, _P, _F],
     "attend": [_P, _I, _P, _P, _I, _I, _I, _I, _P, _P, _I, _P, _I, _I, _I, _F],
     "argmax": [_P, _I, _I, _P, _P],
+    "draw": [_P, _I, _P, _I, _P, _P, _P, _P, _P],
     "lora": [_P, _I, _I, _I, _P, _I, _P, _I, _P, _I],
 }
 _LINEAR: list[Any] = [_P, _I, _I, _P, _I, _P, _P]

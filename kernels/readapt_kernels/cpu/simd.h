@@ -123,13 +123,6 @@ inline float sum(f32x16 v) {
   return v[0];
 }
 
-// All ones where a lane is NaN or infinite.
-inline u32x16 not_finite(f32x16 v) {
-  u32x16 bits;
-  std::memcpy(&bits, &v, sizeof bits);
-  return (u32x16)((bits & 0x7f800000u) == (u32x16{} + 0x7f800000u));
-}
-
 inline float max(f32x16 v) {
   typedef int32_t lanes __attribute__((vector_size(64)));
   f32x16 o = __builtin_shuffle(v, lanes{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
@@ -143,15 +136,16 @@ inline float max(f32x16 v) {
   return v[0];
 }
 
-// e^x by 2^n * e^r, |r| <= ln(2)/2, with a polynomial (Cephes' expf); relative error about 1e-7.
-inline f32x16 exp(f32x16 x) {
-  typedef int32_t ints __attribute__((vector_size(64)));
-  x = x > 88.0f ? splat(88.0f) : x;
-  f32x16 clamped = x < -87.0f ? splat(-87.0f) : x;
-  ints whole = __builtin_convertvector(clamped * 1.44269504f + (clamped < 0.0f ? splat(-0.5f) : splat(0.5f)), ints);
-  f32x16 n = __builtin_convertvector(whole, f32x16);
-  f32x16 r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-  f32x16 p = splat(1.9875691500e-4f);
+// e^x by 2^n * e^r, |r| <= ln(2)/2, with a polynomial (Cephes' expf); relative error about 1e-7. For any width.
+template <class Floats> inline Floats exp(Floats x) {
+  typedef decltype(x < x) ints;
+  Floats zero{};
+  x = x > 88.0f ? zero + 88.0f : x;
+  Floats clamped = x < -87.0f ? zero - 87.0f : x;
+  ints whole = __builtin_convertvector(clamped * 1.44269504f + (clamped < 0.0f ? zero - 0.5f : zero + 0.5f), ints);
+  Floats n = __builtin_convertvector(whole, Floats);
+  Floats r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats p = zero + 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
@@ -159,9 +153,43 @@ inline f32x16 exp(f32x16 x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   ints exponent = (whole + 127) << 23;
-  f32x16 power;
+  Floats power;
   std::memcpy(&power, &exponent, sizeof power);
-  return x < -87.0f ? f32x16{} : p * power;
+  return x < -87.0f ? zero : p * power;
+}
+
+// What one register holds. GCC takes comparisons of wider vectors apart into single lanes, so loops that compare use these.
+#if defined(__AVX512F__)
+constexpr int64_t NATIVE = 16;
+#elif defined(__AVX2__)
+constexpr int64_t NATIVE = 8;
+#else
+constexpr int64_t NATIVE = 4;
+#endif
+typedef float floats __attribute__((vector_size(4 * NATIVE)));
+typedef uint32_t words __attribute__((vector_size(4 * NATIVE)));
+
+inline floats load_native(const float* p) {
+  floats v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline floats load_native(const bf16* p) {
+  typedef uint16_t halves __attribute__((vector_size(2 * NATIVE)));
+  halves half;
+  std::memcpy(&half, p, sizeof half);
+  return (floats)(__builtin_convertvector(half, words) << 16);
+}
+// All ones where a lane is NaN or infinite.
+inline words not_finite(floats v) {
+  return (words)(((words)v & 0x7f800000u) == words{} + 0x7f800000u);
+}
+// Whether a lane of a comparison holds.
+template <class Mask> inline bool any(Mask mask) {
+  uint64_t parts[sizeof mask / 8], found = 0;
+  std::memcpy(parts, &mask, sizeof mask);
+  for (uint64_t part : parts) found |= part;
+  return found != 0;
 }
 
 template <int N> struct Count {

@@ -201,6 +201,8 @@ class Sequence:
     arrival: int = field(default_factory=lambda: next(_arrivals))
     standing: tuple[int, int] = field(init=False)
     """Smaller ones keep their pages when larger ones are preempted: by priority, then by arrival."""
+    # set when ``lateness`` first asks: its blocks' identities
+    chain: tuple[int, ...] | None = None
     # set while it waits: since when it is its turn and pages are missing
     blocked_since: float | None = None
     # set at admission, taken back when it is preempted

@@ -21,8 +21,9 @@ GREEDY_BELOW = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """All four ``[random rows]``; what is not among ``rows`` is greedy."""
+    """All tensors ``[random rows]``, those with a top_p below 1 first; what is not among ``rows`` is greedy."""
 
+    num_cut: int  # how many have a top_p below 1
     rows: torch.Tensor  # int: which of the sampled rows
     temperature: torch.Tensor  # float32
     top_p: torch.Tensor  # float32
@@ -32,8 +33,10 @@ class Draws:
     def of(cls, seqs: Rows[Sequence]) -> Draws:
         """Takes the next number of every random sequence: once for each of its tokens."""
         random = [(i, seq) for i, seq in enumerate(seqs) if seq.request.sampling.temperature >= GREEDY_BELOW]
+        random.sort(key=lambda row: row[1].request.sampling.top_p >= 1.0)
         params = [seq.request.sampling for _, seq in random]
         return cls(
+            num_cut=sum(p.top_p < 1.0 for p in params),
             rows=torch.tensor([i for i, _ in random], dtype=torch.int64),
             temperature=torch.tensor([p.temperature for p in params], dtype=torch.float32),
             top_p=torch.tensor([p.top_p for p in params], dtype=torch.float32),
@@ -44,7 +47,8 @@ class Draws:
         """The same, there."""
         if device == self.rows.device:
             return self
-        return Draws(*(field.to(device) for field in (self.rows, self.temperature, self.top_p, self.point)))
+        fields = (self.rows, self.temperature, self.top_p, self.point)
+        return Draws(self.num_cut, *(field.to(device) for field in fields))
 
 
 def _uniform(seq: Sequence) -> float:

@@ -7,7 +7,6 @@ In: requests. Out: events on each request's ``emit``. It knows no threads and no
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -33,6 +32,7 @@ from readapt_runtime.engine.core import (
     TokenScores,
     Variant,
 )
+from readapt_runtime.engine.lateness import find_late
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.memory import Memory
 from readapt_runtime.engine.pace import Pace
@@ -101,9 +101,8 @@ class Engine:
         now = self._clock()
         for seq in [s for s in self._sequences() if s.request.deadline <= now]:
             self._fail(seq, DeadlineExceeded("the request was not finished by its deadline"))
-        for seq in [s for s in self.scheduler.waiting if not s.has_answered and s.request.first_token_by < math.inf]:
-            if now + self._pace.seconds(self.memory.uncached(seq)) > seq.request.first_token_by:
-                self._fail(seq, DeadlineUnreachable("the first token can no longer come in time"))
+        for seq in find_late(self.scheduler, self.memory, self._pace, now):
+            self._fail(seq, DeadlineUnreachable("the first token can no longer come in time"))
 
     def _wanted(self) -> set[Variant]:
         return {seq.request.variant for seq in self.scheduler.waiting if seq.request.variant is not None}

@@ -21,4 +21,7 @@ class EngineLimits:
     """Adapters that are loaded at once."""
     patience_s: float = 2.0
     """How long others may pass a sequence whose turn it is and whose pages are missing."""
+    watermark: float = 0.05
+    """Fraction of the pool that loads leave alone where it is not yet the turn of who wants them: of the pages that are
+    free or idle for those looked at early, of the free ones for what is preloaded."""
     costs: Costs = field(default_factory=Costs)

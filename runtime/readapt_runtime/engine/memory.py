@@ -97,9 +97,10 @@ class Memory:
                 return
             table.num_cached += 1
 
-    def uncached(self, seq: Sequence) -> int:
-        """Tokens of a waiting sequence that a step would have to compute."""
-        return len(seq.tokens) - len(self._known(seq)) * BLOCK_TOKENS
+    def cached_after(self, seq: Sequence, after: Block | None, begin: int) -> list[Block]:
+        """Cached blocks of a waiting sequence from token ``begin`` on, where its cached block ``after`` ends."""
+        request = seq.request
+        return self.prefixes.match(request.variant, request.tenant, seq.tokens, len(seq.tokens) - 1, after, begin)
 
     def can_load(self, variant: Variant, spare: Collection[Variant], headroom: int) -> bool:
         return variant.image.num_pages + headroom <= self._available(spare)
@@ -134,8 +135,7 @@ class Memory:
 
     def _known(self, seq: Sequence) -> list[Block]:
         """Cached blocks that the sequence can begin with; its last token is always computed."""
-        request = seq.request
-        return self.prefixes.match(request.variant, request.tenant, seq.tokens, len(seq.tokens) - 1)
+        return self.cached_after(seq, None, 0)
 
     def _available(self, spare: Collection[Variant]) -> int:
         """Pages that are free or could be freed without touching the adapters in ``spare``."""

@@ -30,11 +30,22 @@ class PrefixCache:
         self.hits = 0
         """Tokens that did not have to be computed again."""
 
-    def match(self, variant: Variant | None, tenant: str, tokens: Tokens[int], limit: int) -> list[Block]:
-        """The cached blocks of the longest known beginning of ``tokens``, at most ``limit`` tokens of them."""
+    def match(
+        self,
+        variant: Variant | None,
+        tenant: str,
+        tokens: Tokens[int],
+        limit: int,
+        after: Block | None = None,
+        begin: int = 0,
+    ) -> list[Block]:
+        """The cached blocks of the longest known beginning of ``tokens``, at most ``limit`` tokens of them.
+
+        From token ``begin`` on, where a cached block ``after`` ends.
+        """
         found: list[Block] = []
-        at: Root | Block | None = self._roots.get((variant, tenant))
-        for start in range(0, limit - limit % BLOCK_TOKENS, BLOCK_TOKENS):
+        at: Root | Block | None = after or self._roots.get((variant, tenant))
+        for start in range(begin, limit - limit % BLOCK_TOKENS, BLOCK_TOKENS):
             block = at.children.get(tuple(tokens[start : start + BLOCK_TOKENS])) if at else None
             if block is None:
                 break

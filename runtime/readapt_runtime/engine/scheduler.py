@@ -26,6 +26,7 @@ class Scheduler:
         self._clock = clock
         # each running sequence may decode one token in every step
         self.max_running = min(limits.max_running, limits.max_batch_tokens)
+        self._watermark = int(limits.watermark * memory.pool.num_pages)
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self._preloaded: WeakSet[Variant] = WeakSet()
@@ -57,10 +58,10 @@ class Scheduler:
         self._preloaded.discard(variant)
 
     def load_preloaded(self) -> None:
-        """Into free pages only: nothing has to go for what nobody waits for."""
+        """Into free pages only, down to the watermark: nothing has to go for what nobody waits for."""
         for variant in self._preloaded:
-            if self._memory.pool.can_allocate(variant.image.num_pages + self._headroom):
-                self._load(variant, set())
+            if self._memory.pool.can_allocate(variant.image.num_pages + self._headroom + self._watermark):
+                self._load(variant, set(), self._headroom)
 
     def forget(self, variant: Variant) -> None:
         """See ``Memory.forget``."""
@@ -71,13 +72,16 @@ class Scheduler:
         """Admits in turn; a sequence without pages or adapter is passed by others, for a while."""
         now = self._clock()
         ahead: set[Variant] = set()  # adapters that nobody behind may push out
+        left = self._headroom
         for seq in self.waiting.first(self._limits.look_ahead):
             if seq.request.variant is not None:
                 ahead.add(seq.request.variant)
-                self._load(seq.request.variant, ahead)
+                self._load(seq.request.variant, ahead, left)
             if self.can_admit(seq, ahead):
                 self.admit(seq, ahead)
-            elif self._is_blocked(seq, ahead):
+                continue
+            left = self._headroom + self._watermark  # from here on nobody's turn has come
+            if self._is_blocked(seq, ahead):
                 seq.blocked_since = seq.blocked_since if seq.blocked_since is not None else now
                 if now - seq.blocked_since > self._limits.patience_s:
                     return
@@ -159,12 +163,12 @@ class Scheduler:
             return True
         return not residency.is_loading(variant) and not self._memory.can_load(variant, ahead, self._headroom)
 
-    def _load(self, variant: Variant, ahead: set[Variant]) -> None:
-        """Begins to load an absent adapter, if there is room for it."""
+    def _load(self, variant: Variant, ahead: set[Variant], left: int) -> None:
+        """Begins to load an absent adapter, if there is room for it and ``left`` pages more."""
         residency = self._memory.residency
         if residency.is_resident(variant) or residency.is_loading(variant):
             return
-        if residency.loading < self._limits.max_loading and self._memory.can_load(variant, ahead, self._headroom):
+        if residency.loading < self._limits.max_loading and self._memory.can_load(variant, ahead, left):
             self._memory.load(variant, ahead)
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from readapt_kernels.cpu.arena import Arena
 from readapt_kernels.cpu.launcher import CpuKernels
 from readapt_kernels.cpu.panels import Panels, pack, view_onednn
+from readapt_runtime.engine.draws import Draws
 from readapt_runtime.model.ops import LinearOp
 
 _FEW = 4
@@ -57,6 +58,9 @@ class CpuOps:
 
     def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.kernels.greedy(logits)
+
+    def draw(self, logits: torch.Tensor, best: torch.Tensor, draws: Draws) -> torch.Tensor:
+        return self.kernels.draw(logits, best, draws.rows, draws.temperature, draws.top_p, draws.point)
 
 
 def prefers_onednn() -> bool:

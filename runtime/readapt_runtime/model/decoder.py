@@ -50,7 +50,7 @@ class Layers:
 
     def pick(self, logits: torch.Tensor, draws: Draws) -> torch.Tensor:
         """See ``sampler.pick``."""
-        return pick(logits, *self._ops.greedy(logits), draws)
+        return pick(logits, *self._ops.greedy(logits), draws, self._ops.draw)
 
 
 class Decoder:

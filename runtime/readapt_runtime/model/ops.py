@@ -8,6 +8,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from readapt_runtime.engine.draws import Draws
+from readapt_runtime.engine.sampler import draw
+
 LinearOp = Callable[[torch.Tensor], torch.Tensor]
 """x ``[tokens, in]`` -> ``[tokens, out]``."""
 
@@ -32,6 +35,10 @@ class Ops(Protocol):
         """Of logits ``[rows, vocab]`` the first largest (int64) and whether all are finite (bool), per row."""
         ...
 
+    def draw(self, logits: torch.Tensor, best: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """See ``sampler.draw``; ``best`` is of ``greedy``."""
+        ...
+
 
 class TorchOps:
     """See ``Ops``."""
@@ -54,3 +61,6 @@ class TorchOps:
     def greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # a NaN or an infinity anywhere in the row shows in its sum
         return logits.argmax(dim=-1), logits.float().sum(dim=-1).isfinite()
+
+    def draw(self, logits: torch.Tensor, best: torch.Tensor, draws: Draws) -> torch.Tensor:
+        return draw(logits, best, draws)

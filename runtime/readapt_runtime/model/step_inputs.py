@@ -61,8 +61,9 @@ class StepInputs:
 
     def draws(self, batch: Batch) -> Draws:
         """The batch's, on the device; after ``fill``."""
-        count, fields = len(batch.draws.rows), self.device
-        return Draws(*(f[:count] for f in (fields.random_rows, fields.temperature, fields.top_p, fields.point)))
+        count, device = len(batch.draws.rows), self.device
+        fields = (device.random_rows, device.temperature, device.top_p, device.point)
+        return Draws(batch.draws.num_cut, *(field[:count] for field in fields))
 
     def _put_tokens(self, batch: Batch, padded: int) -> None:
         host, count = self._host, len(batch.token_ids)

@@ -85,6 +85,16 @@ def _serve(tiny: Tiny, fail_at: int | None) -> tuple[Wire, list[list[Event]], En
     return wire, events, thread, died
 
 
+def _assert_balanced(engine: Engine, where: str) -> None:
+    """No page was lost or has two owners, and all come back from those who were running."""
+    engine.memory.check()
+    for seq in list(engine.scheduler.running):
+        engine.scheduler.retire(seq)
+    engine.memory.clear()
+    engine.memory.check()
+    assert engine.pool.num_free == engine.pool.num_pages, where
+
+
 def test_a_fault_at_any_call_of_a_step_ends_the_engine_and_tells_everybody(
     tiny: Tiny, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -102,6 +112,7 @@ def test_a_fault_at_any_call_of_a_step_ends_the_engine_and_tells_everybody(
             assert isinstance(told[-1], Failure)
             assert isinstance(told[-1].error, EngineDead)
             assert told[:-1] == right[: len(told) - 1], "tokens before the fault are those of the whole answer"
+        _assert_balanced(faulty._engine, f"call {at}: {name}")
         late: list[Event] = []
         faulty.submit(Request((5,), SamplingParams(max_tokens=1), late.append))
         assert [type(e.error) for e in late if isinstance(e, Failure)] == [EngineDead]

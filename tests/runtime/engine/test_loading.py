@@ -215,6 +215,40 @@ def test_a_preloaded_adapter_is_there_before_anyone_asks_and_goes_last(tiny: Tin
     _assert_empty(engine)
 
 
+@pytest.mark.parametrize(("watermark", "loads_early"), [(0.0, True), (0.9, False)])
+def test_an_adapter_is_loaded_before_its_turn_only_above_the_watermark(
+    tiny: Tiny, watermark: float, loads_early: bool
+) -> None:
+    later = Later()
+    engine = tiny.engine(num_pages=60, limits=EngineLimits(max_running=1, watermark=watermark), executor=later)
+    ask(engine, [60, 61], max_tokens=4)
+    engine.step()
+    _, second = ask(engine, [5, 6], max_tokens=4)
+    _, third = ask(engine, [1, 2, 3], tiny.variant("r8"), max_tokens=4)
+    engine.step()
+    assert bool(later.waiting) is loads_early
+    while not second.done:
+        engine.step()
+    engine.step()
+    assert later.waiting, "its turn has come"
+    later.run_one()
+    run_to_idle(engine)
+    assert third.done
+    _assert_empty(engine)
+
+
+@pytest.mark.parametrize(("watermark", "is_loaded"), [(0.0, True), (0.9, False)])
+def test_what_is_preloaded_leaves_the_watermark_free(tiny: Tiny, watermark: float, is_loaded: bool) -> None:
+    engine = tiny.engine(num_pages=60, limits=EngineLimits(watermark=watermark))
+    variant = tiny.variant("r8")
+    engine.preload(variant)
+    assert engine.memory.residency.is_resident(variant) is is_loaded
+    _, answer = ask(engine, [1, 2, 3], variant, max_tokens=2)
+    run_to_idle(engine)
+    assert answer.done
+    assert engine.memory.residency.is_resident(variant)
+
+
 def test_a_preloaded_adapter_that_cannot_be_read_is_told_once_and_not_tried_again(
     tiny: Tiny, caplog: pytest.LogCaptureFixture
 ) -> None:

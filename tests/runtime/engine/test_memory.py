@@ -64,16 +64,28 @@ class MemoryMachine(RuleBasedStateMachine):
     def make_variants(self) -> None:
         self.variants = {name: _variant(name) if name else None for name in NAMES}
 
-    @rule(name=st.sampled_from(NAMES[1:]), spare=st.sets(st.sampled_from(NAMES[1:])))
-    def load(self, name: str, spare: set[str]) -> None:
+    @rule(name=st.sampled_from(NAMES[1:]), spare=st.sets(st.sampled_from(NAMES[1:])), left=st.integers(0, 4))
+    def load(self, name: str, spare: set[str], left: int) -> None:
         variant, residency = self.variants[name], self.memory.residency
         kept = [self.variants[other] for other in spare]
         if residency.is_resident(variant) or residency.is_loading(variant):
             return
-        if self.memory.can_load(variant, kept, 0):
+        if self.memory.can_load(variant, kept, left):
             was_resident = [v for v in kept if residency.is_resident(v)]
             self.memory.load(variant, kept)
             assert all(residency.is_resident(v) for v in was_resident)
+            assert self.memory.can_extend(_sequence(None, "", (9,)), left * BLOCK_TOKENS), "what was left can be had"
+
+    @rule(name=st.sampled_from(NAMES[1:]), left=st.integers(0, 4))
+    def load_into_free_pages(self, name: str, left: int) -> None:
+        variant, residency, pool = self.variants[name], self.memory.residency, self.memory.pool
+        if residency.is_resident(variant) or residency.is_loading(variant):
+            return
+        if pool.can_allocate(variant.image.num_pages + left):
+            before = residency.evicted, self.memory.prefixes.idle
+            self.memory.load(variant, ())
+            assert (residency.evicted, self.memory.prefixes.idle) == before, "nothing went"
+            assert pool.num_free >= left
 
     @precondition(lambda self: self.later.waiting)
     @rule(index=st.integers(0, 3))
@@ -199,6 +211,36 @@ def test_pages_of_an_adapter_forgotten_while_it_is_loaded_are_not_given_away_bef
     later.run_one(0)
     assert memory.settle_loads(lambda: ()) == []
     assert memory.pool.num_free == 5
+
+
+def test_a_storm_of_evictions_leaves_what_is_used_and_the_books_balance() -> None:
+    memory = Memory(_pool(), Costs(), lambda: 0.0)
+    used = _sequence(None, "", (99,) * BLOCK_TOKENS)
+    memory.start(used, ())
+    for number in range(200):  # each pushes out what the ones before left
+        variant = _variant(("small", "large")[number % 2])
+        memory.load(variant, ())
+        seq = _sequence(variant, "", (number,) * (2 * BLOCK_TOKENS))
+        memory.start(seq, ())
+        seq.computed = len(seq.tokens)
+        memory.keep(seq)
+        memory.stop(seq)
+        memory.check()
+    assert memory.residency.evicted > 150
+    memory.stop(used)
+    memory.clear()
+    assert memory.pool.num_free == PAGES
+
+
+@pytest.mark.parametrize("tokens", [1, BLOCK_TOKENS - 1, BLOCK_TOKENS, BLOCK_TOKENS + 1])
+def test_a_sequence_loses_less_than_one_page_to_its_last(tokens: int) -> None:
+    memory = Memory(_pool(), Costs(), lambda: 0.0)
+    seq = _sequence(None, "", (1,) * tokens)
+    memory.start(seq, ())
+    held = (PAGES - memory.pool.num_free) * BLOCK_TOKENS
+    assert 0 <= held - tokens < BLOCK_TOKENS
+    memory.extend(seq, held)
+    assert (PAGES - memory.pool.num_free) * BLOCK_TOKENS == held, "the last page is filled before one is taken"
 
 
 class _Item:

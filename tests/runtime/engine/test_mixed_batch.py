@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageOrder
 from readapt_testing.tiny_engine import Answer, Tiny, ask, run_to_idle
+from readapt_testing.tiny_llama import write_adapter_folder
 
 NAMES = (None, "r4", "r8", "r64")
 
@@ -59,6 +62,20 @@ def test_sixteen_staggered_requests_answer_as_peft_does(tiny: Tiny, order: PageO
         tiny.oracle.assert_greedy(tiny.folder(name), prompt, answer.tokens, 12)
     engine.memory.clear()
     assert engine.pool.num_free == engine.pool.num_pages
+
+
+@pytest.mark.parametrize("order", list(PageOrder), ids=str)
+def test_ranks_1_3_8_and_96_share_every_step(tiny: Tiny, order: PageOrder, tmp_path: Path) -> None:
+    made = {f"r{rank}": write_adapter_folder(tmp_path / f"r{rank}", tiny.base, rank, rank) for rank in (1, 96)}
+    tiny = replace(tiny, adapters=tiny.adapters | made)
+    engine = tiny.engine(num_pages=300, order=order)
+    names = ("r96", "r1", "r8", "r3")
+    answers = [ask(engine, _prompt(20 + i), tiny.variant(name), max_tokens=8)[1] for i, name in enumerate(names)]
+    engine.step()
+    assert [len(answer.tokens) for answer in answers] == [1] * 4
+    run_to_idle(engine)
+    for i, (name, answer) in enumerate(zip(names, answers, strict=True)):
+        tiny.oracle.assert_greedy(tiny.folder(name), _prompt(20 + i), answer.tokens, 8)
 
 
 @pytest.mark.parametrize("name", ["r3", "r8"])

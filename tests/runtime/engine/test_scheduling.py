@@ -19,7 +19,7 @@ from readapt_runtime.engine.core import (
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.waiting import WaitingQueue
-from readapt_testing.tiny_engine import EOS, Answer, Tiny, ask, run_to_idle
+from readapt_testing.tiny_engine import EOS, Answer, Later, Tiny, ask, run_to_idle
 
 
 def _add(engine: Engine, prompt: list[int], max_tokens: int, variant: Variant | None = None, **more: object) -> Answer:
@@ -193,16 +193,22 @@ def test_a_blocked_sequence_is_passed_by_others_only_for_a_while(tiny: Tiny) -> 
     assert len(large.tokens) == 4
 
 
-def test_what_can_no_longer_make_its_first_token_is_refused_and_the_rest_is_kept(tiny: Tiny) -> None:
+def _slow_engine(tiny: Tiny) -> tuple[Engine, list[float]]:
+    """One sequence at a time, 10 ms a token, and its clock."""
     now = [0.0]
     engine = tiny.engine(limits=EngineLimits(max_running=1), clock=lambda: now[0])
     forward = engine._model.forward
 
     def slow(batch):  # type: ignore[no-untyped-def]
-        now[0] += 0.01 * len(batch.token_ids)  # 10 ms a token
+        now[0] += 0.01 * len(batch.token_ids)
         return forward(batch)
 
     engine._model.forward = slow  # type: ignore[method-assign]
+    return engine, now
+
+
+def test_what_can_no_longer_make_its_first_token_is_refused_and_the_rest_is_kept(tiny: Tiny) -> None:
+    engine, now = _slow_engine(tiny)
     _add(engine, [1] * 20, 30)  # 0.2 s and 0.3 s: the pace is known after it has begun
     engine.step()
     hopeless = _add(engine, [2] * 100, 2, first_token_by=now[0] + 0.9)
@@ -215,3 +221,46 @@ def test_what_can_no_longer_make_its_first_token_is_refused_and_the_rest_is_kept
     assert isinstance(doomed.last, Failure), "the one before it took too long"
     assert possible.done
     assert len(possible.tokens) == 2
+
+
+def test_prompts_before_count_for_the_first_token_and_what_they_share_counts_once(tiny: Tiny) -> None:
+    engine, now = _slow_engine(tiny)
+    _add(engine, [1] * 20, 2)
+    engine.step()
+    first = _add(engine, [2] * 40, 1)
+    shares = _add(engine, [2] * 32 + [3] * 8, 1, first_token_by=now[0] + 0.6)  # 0.4 s, and 0.08 for what it adds
+    behind = _add(engine, [4] * 40, 1, first_token_by=now[0] + 0.7)  # alone 0.4 s, but 0.48 are before it
+    steps = engine.forward_passes
+    engine.step()
+    assert isinstance(behind.last, Failure)
+    assert isinstance(behind.last.error, DeadlineUnreachable)
+    assert engine.forward_passes == steps + 1, "it was told before anything was computed for it"
+    run_to_idle(engine)
+    assert len(first.tokens) == len(shares.tokens) == 1
+
+
+def test_who_waits_for_an_adapter_holds_nobody_back(tiny: Tiny) -> None:
+    now = [0.0]
+    engine = tiny.engine(limits=EngineLimits(max_running=1), clock=lambda: now[0], executor=Later())
+    engine._pace.note(1, 0.01)
+    _add(engine, [2] * 100, 1, tiny.variant("r4"))
+    passes = _add(engine, [3] * 40, 1, first_token_by=0.5)
+    engine.step()
+    assert len(passes.tokens) == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "deadline"), [(math.inf, math.inf), (9.0, 9.0), (50.0, 60.0)], ids=["no limit", "deadline first", "far"]
+)
+def test_limits_that_cannot_bind_cost_no_look_at_the_prefixes(tiny: Tiny, limit: float, deadline: float) -> None:
+    engine, _ = _slow_engine(tiny)
+    engine.scheduler._limits = EngineLimits(max_running=1, look_ahead=1)
+    for number in range(20):
+        _add(engine, [number] * 40, 1, first_token_by=limit, deadline=deadline)
+    engine.step()
+    looked: list[object] = []
+    match = engine.memory.prefixes.match
+    engine.memory.prefixes.match = lambda *of: looked.append(of) or match(*of)  # type: ignore[method-assign]
+    engine._refuse_late()
+    assert not looked
+    assert len(engine.scheduler.waiting) == 19

@@ -118,9 +118,9 @@ def test_shrink_is_beside_the_product_and_before_expand(overlap: bool, has_lora:
 def test_tokens_are_picked_without_a_look_at_the_host() -> None:
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
     rows, ones = torch.tensor([0, 2], dtype=torch.int32), torch.ones(2)
-    draws = Draws(rows, ones, ones, ones / 3)
+    draws, ops = Draws(1, rows, ones, ones / 2, ones / 3), TorchOps(1e-6)
     with NoHostAccess():
-        pick(logits, *TorchOps(1e-6).greedy(logits), draws)
+        pick(logits, *ops.greedy(logits), draws, ops.draw)
 
 
 def test_a_tape_repeats_launches_on_the_same_memory_and_not_their_python() -> None:
