@@ -66,6 +66,11 @@ class Limits:
             if not value > 0:
                 raise BadLimits(f"{field.name} must be positive, not {value}")
 
+    @property
+    def max_elements(self) -> int:
+        """Of a request's body: token ids of as many prompts as there may be, and what is beside them."""
+        return self.max_choices * self.max_model_len + (64 << 10)
+
     def within(self, max_positions: int) -> Limits:
         """No longer than the positions that the base was trained for."""
         return replace(self, max_model_len=min(self.max_model_len, max_positions))

@@ -2,6 +2,7 @@
 
 ApiProblem
 ├── BadRequest          400  a parameter that is wrong or not implemented
+│   └── ContextTooLong  400  prompt and answer do not fit
 ├── Unauthorized        401
 ├── UnknownModel        404
 ├── Conflict            409
@@ -52,6 +53,14 @@ class BadRequest(ApiProblem):
     kind = "invalid_request_error"
 
 
+class ContextTooLong(BadRequest):
+    code = "context_length_exceeded"
+
+    @classmethod
+    def of(cls, wanted: str, context: int, param: str) -> ContextTooLong:
+        return cls(f"{wanted} exceed the context of {context} tokens", param)
+
+
 class Unauthorized(ApiProblem):
     status = 401
     kind = "invalid_request_error"
@@ -99,7 +108,7 @@ def from_engine(error: ReadaptError) -> ApiProblem:
     from readapt_runtime.engine.core import NonFiniteLogits, RequestTooLarge
 
     if isinstance(error, RequestTooLarge):
-        return BadRequest(str(error))
+        return ContextTooLong(str(error))
     if isinstance(error, NonFiniteLogits):
         return ApiProblem(str(error))
     return Unavailable(str(error))

@@ -22,6 +22,7 @@ from readapt_runtime.server.admin_tokens import TokenCheck
 from readapt_runtime.server.answering import Desk
 from readapt_runtime.server.app import admin_app, serving_app
 from readapt_runtime.server.desired_set import DesiredSetKeeper, ShardFolder
+from readapt_runtime.server.encoding import Encoder
 from readapt_runtime.server.engine_client import EngineClient
 from readapt_runtime.server.engine_metrics import EngineMetrics
 from readapt_runtime.server.hand_loading import HandLoading
@@ -180,7 +181,9 @@ def _assemble(options: Options, machinery: Machinery) -> _Server:
         shards.poll()
     elif machinery.given is not None:
         keeper.offer(machinery.given)
-    openai = OpenAI(options.served_name, machinery.tokens, desk, adapters, limits, options.tenant_header)
+    tokens = machinery.tokens
+    encoder = Encoder(tokens, limits)
+    openai = OpenAI(options.served_name, tokens, encoder, desk, adapters, limits, options.tenant_header)
     app = serving_app(openai, engine, readiness, options.revision, _api_key(options))
     serving = Listener(app, _listen(options.host, options.port), limits)
     check = TokenCheck(options.admin_public_key, options.admin_subject) if options.admin_public_key else None
