@@ -79,7 +79,8 @@ class Serving(Contract):
     )
     dtype: DType = DType.AUTO
     api_key_secret_ref: SecretRef | None = Field(
-        default=None, description="A Secret whose key `api-key` clients must send as bearer token."
+        default=None,
+        description="A Secret; `api-key` lists, one a line, what clients may send as bearer token. It may change.",
     )
     pod: PodSettings = PodSettings()
 

@@ -33,13 +33,13 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def require_shape(body: bytes, max_elements: int) -> None:
-    """Raises BodyTooLarge, before it is parsed, for what has more lists, objects, keys or elements than a request."""
+    """Raises BadRequest, before it is parsed, for what has more lists, objects, keys or elements than a request."""
     if _counted(body, max_elements):
         return
     strings = (body.count(b'"') - body.count(b'\\"')) // 2
     if strings <= max_elements and _counted(_STRING.sub(b"", body), max_elements):
         return
-    raise BodyTooLarge(f"the request has more than {max_elements} elements, or {_MAX_CONTAINERS} lists and objects")
+    raise BadRequest(f"the request has more than {max_elements} elements, or {_MAX_CONTAINERS} lists and objects")
 
 
 def _counted(body: bytes, max_elements: int) -> bool:

@@ -38,6 +38,8 @@ class Limits:
     """From the first byte of a request to its last."""
     stall_s: float = 30.0
     """How long a client may leave untaken what waits to be sent to it; then it is cut off."""
+    read_s: float = 60.0
+    """One read of an adapter; one that takes longer fails, and may be tried again once it has ended."""
     step_s: float = 300.0
     """One step of the engine; one that takes longer is taken for hung, and the process ends."""
     request_s: float = REQUEST_LIMIT_S

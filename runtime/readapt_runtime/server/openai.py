@@ -16,14 +16,14 @@ from readapt_api.serving import AdapterState
 from readapt_runtime.server.adapters import AdapterTable
 from readapt_runtime.server.answering import Desk, Plan, Ticket
 from readapt_runtime.server.body import parse_body, read_body, require_shape
-from readapt_runtime.server.disconnect import EventStream, unless_disconnected
+from readapt_runtime.server.disconnect import ClientGone, EventStream, unless_disconnected
 from readapt_runtime.server.encoding import Encoder
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.metrics import Outcome
 from readapt_runtime.server.openai_answers import Answer, ChatAnswer, Collected, CompletionAnswer
 from readapt_runtime.server.openai_schema import AnswerRequest, ChatRequest, CompletionRequest
 from readapt_runtime.server.pieces import Piece
-from readapt_runtime.server.problems import ApiProblem, BadRequest, UnknownModel
+from readapt_runtime.server.problems import ApiProblem, BadRequest, UnknownModel, internal_error
 from readapt_runtime.server.tokens import Tokens
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
@@ -65,6 +65,11 @@ class OpenAI:
                 return response
             except ApiProblem as problem:
                 outcome = Outcome.REFUSED if problem.status < 500 else Outcome.FAILED
+                raise
+            except ClientGone:
+                raise
+            except Exception:
+                outcome = Outcome.FAILED
                 raise
             finally:
                 if outcome is not None:
@@ -180,6 +185,10 @@ async def _events(
         ticket.outcome = Outcome.FAILED
         yield _event(problem.body())
         return
+    except Exception:
+        ticket.outcome = Outcome.FAILED
+        yield _event(internal_error().body())
+        raise
     if include_usage:
         yield _event(answer.closing(plan.prompt_tokens, produced))
     yield "data: [DONE]\n\n"

@@ -103,6 +103,11 @@ class AdapterFailed(Unavailable):
     code = "adapter_failed"
 
 
+def internal_error() -> ApiProblem:
+    """What is told of an error that nobody foresaw; the log has the rest."""
+    return ApiProblem("an internal error occurred")
+
+
 def from_engine(error: ReadaptError) -> ApiProblem:
     """The answer to a request that the engine could not finish."""
     from readapt_runtime.engine.core import NonFiniteLogits, RequestTooLarge

@@ -31,6 +31,7 @@ from readapt_runtime.server.host_images import HostedSource, HostImages
 from readapt_runtime.server.limits import FULL_SHARD_RANK, Limits
 from readapt_runtime.server.names import require_name
 from readapt_runtime.server.registration import FolderSource, Packing, Source, StoreSource, folder_digest
+from readapt_runtime.server.timed_reads import TimedReads, TimedSource
 from readapt_runtime.server.tokens import Tokens
 from readapt_runtime.store import Store
 
@@ -94,6 +95,7 @@ class Machinery:
     tokens: Tokens
     engine: Engine
     source: Source
+    reads: TimedReads
     root: AdapterRoot | None
     dtype: str
     limits: Limits
@@ -129,12 +131,13 @@ def build(options: Options) -> Machinery:
         with _stage("digest adapters"):
             source, given = _source(options, base_digest, packing)
         unless_built.pop_all()
-    hosted = HostedSource(source, images)
-    root = AdapterRoot(options.adapter_root, base_digest, packing, images) if options.adapter_root else None
+    reads = TimedReads(limits.read_s)
+    hosted = HostedSource(TimedSource(source, reads), images)
+    root = AdapterRoot(options.adapter_root, base_digest, packing, images, reads) if options.adapter_root else None
     name = str(dtype).removeprefix("torch.")
     engine_facts = {"device": str(device), "dtype": name, "pages": ranks.pool.num_pages, "base": base_digest}
     log.info("engine", extra={**engine_facts, "ranks": options.tensor_parallel})
-    return Machinery(base_digest, config, tokens, engine, hosted, root, name, limits, given, ranks.crew)
+    return Machinery(base_digest, config, tokens, engine, hosted, reads, root, name, limits, given, ranks.crew)
 
 
 def _source(options: Options, base: Digest, packing: Packing) -> tuple[Source, DesiredSet | None]:
