@@ -42,7 +42,10 @@ _FirstToken = Annotated[
 _AdapterRead = Annotated[
     float, typer.Option(help="Give up reading an adapter after this time: its volume hangs.", min=0.001)
 ]
-_HostMemory = Annotated[str, typer.Option(help="Memory for images of adapters that are not in the pool.")]
+_HOST_MEMORY = (
+    "Memory for images of adapters that are not in the pool. Default: room for two of --max-rank, at least 96Mi."
+)
+_HostMemory = Annotated[str, typer.Option(metavar="AMOUNT", help=_HOST_MEMORY, show_default=False)]
 _TensorParallel = Annotated[
     int,
     typer.Option(
@@ -80,7 +83,7 @@ def serve(
     max_model_len: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 2048,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one step of the engine.")] = 2048,
     pool_memory: Annotated[str, typer.Option(help="Memory for KV blocks and adapters, such as 4Gi.")] = "4Gi",
-    host_memory: _HostMemory = "96Mi",
+    host_memory: _HostMemory = "",
     max_rank: Annotated[int, typer.Option(help="Largest rank of an adapter.", min=RANK.least, max=RANK.most)] = 64,
     tenant_header: _TenantHeader = "",
     first_token_seconds: _FirstToken = REQUEST_LIMIT_S,
@@ -127,7 +130,7 @@ def serve(
             max_batch_tokens=max_batch_tokens,
             max_rank=max_rank,
             pool_bytes=parse_memory(pool_memory),
-            host_bytes=parse_memory(host_memory),
+            host_bytes=parse_memory(host_memory) if host_memory else None,
             read_s=adapter_read_seconds,
             first_token_s=first_token_seconds,
             keep_alive_s=drain_keep_alive_seconds,
