@@ -25,7 +25,7 @@ def test_defaults_are_stored(kube: Kube, namespace: str) -> None:
     expected = {"strategy": "BlueGreen", "stragglers": "Block", "promotion": "Automatic", "maxParallelJobs": 4}
     assert base["upgrade"] == expected
     serving = {"replicas": 1, "maxModelLen": 2048, "maxBatchTokens": 2048, "poolMemory": "4Gi", "maxRank": 64}
-    others = {"hostMemory": "96Mi", "tensorParallel": 1, "dtype": "Auto", "pod": {}}
+    others = {"tensorParallel": 1, "dtype": "Auto", "pod": {}}
     assert base["serving"] == {**serving, **others}
     assert base["jobs"] == {"pod": {}, "maxAttempts": 3, "activeDeadlineSeconds": 3600}
     assert adapter["source"]["checkpoint"] == {**CHECKPOINT, "rank": {"energy": "0.95"}, "maxRank": 64}

@@ -184,7 +184,10 @@ def test_the_server_is_told_what_it_serves() -> None:
 def test_what_a_resource_leaves_out_is_what_a_server_does_unasked() -> None:
     serving, limits = Serving(), Limits()
     assert parse_memory(serving.pool_memory) == limits.pool_bytes
-    assert parse_memory(serving.host_memory) == limits.host_bytes
+    assert serving.host_memory is None
+    assert limits.host_bytes is None
+    arguments = build_deployment(base(), "0123456789", "v1", DIGEST, "image")["spec"]["template"]["spec"]["containers"]
+    assert "--host-memory" not in arguments[0]["args"]
 
 
 def test_a_pod_that_has_to_go_is_given_the_time_of_the_longest_request() -> None:
@@ -212,7 +215,7 @@ def test_a_revision_is_made_of_weights_settings_and_image_but_not_of_replicas() 
         revision_of(base(serving={"hostMemory": "1Gi"}), DIGEST, "image:1"),
     }
     assert len(others | {one}) == 6
-    assert revision_of(base(serving={"hostMemory": "96Mi"}), DIGEST, "image:1") == one, "what a server does unasked"
+    assert revision_of(base(serving={"poolMemory": "4Gi"}), DIGEST, "image:1") == one, "what a server does unasked"
 
 
 def test_a_large_set_is_split_and_adds_up_again() -> None:

@@ -69,9 +69,10 @@ class Serving(Contract):
     pool_memory: Memory = Field(
         default="4Gi", description="Of a pod, for KV cache and adapters together; tensor-parallel ranks share it out."
     )
-    host_memory: Memory = Field(
-        default="96Mi",
-        description="Of a pod beside the pool, for adapters that are not in it; others are read from the store again.",
+    host_memory: Memory | None = Field(
+        default=None,
+        description="Of a pod beside the pool, for adapters that are not in it; others are read from the store again. "
+        "Where it is unset: room for two adapters of rank maxRank, at least 96Mi.",
     )
     max_rank: LoraRank = 64
     tensor_parallel: TensorParallel = Field(
@@ -79,7 +80,8 @@ class Serving(Contract):
     )
     dtype: DType = DType.AUTO
     api_key_secret_ref: SecretRef | None = Field(
-        default=None, description="A Secret whose key `api-key` clients must send as bearer token."
+        default=None,
+        description="A Secret; `api-key` lists, one a line, what clients may send as bearer token. It may change.",
     )
     pod: PodSettings = PodSettings()
 

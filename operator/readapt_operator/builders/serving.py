@@ -119,10 +119,11 @@ def _arguments(base: BaseModelResource, revision: str, digest: str) -> list[str]
         "--max-model-len": str(serving.max_model_len),
         "--max-batch-tokens": str(serving.max_batch_tokens),
         "--pool-memory": serving.pool_memory,
-        "--host-memory": serving.host_memory,
         "--max-rank": str(serving.max_rank),
         "--tensor-parallel": str(serving.tensor_parallel),
     }
+    if serving.host_memory is not None:
+        pairs["--host-memory"] = serving.host_memory
     if serving.api_key_secret_ref is not None:
         pairs["--api-key-file"] = f"{_KEY_DIR}/api-key"
     return [word for pair in pairs.items() for word in pair]

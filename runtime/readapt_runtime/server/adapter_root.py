@@ -14,6 +14,7 @@ from readapt_api.contract import Digest
 from readapt_api.errors import Transient
 from readapt_runtime.server.host_images import HostImages
 from readapt_runtime.server.registration import Packing, Registered, WrongArtifact, reading
+from readapt_runtime.server.timed_reads import TimedReads
 from readapt_runtime.store import MissingArtifact
 
 
@@ -29,9 +30,10 @@ class AdapterRoot:
     base: Digest
     packing: Packing
     images: HostImages
+    reads: TimedReads
 
     def load(self, name: str) -> tuple[Digest, Registered]:
-        """Raises MissingArtifact for what is no folder below the root, FolderChanged, and what packing raises."""
+        """Raises MissingArtifact for what is no folder below the root, FolderChanged, ReadHangs, or as packing."""
         digest, registered = self._read(name)
         return digest, self.images.keep(digest, registered, lambda: self._again(name, digest))
 
@@ -42,10 +44,13 @@ class AdapterRoot:
         return registered
 
     def _read(self, name: str) -> tuple[Digest, Registered]:
-        with reading(name):
-            return self._read_folder(name)
+        return self.reads.read(name, lambda: self._read_folder(name))
 
     def _read_folder(self, name: str) -> tuple[Digest, Registered]:
+        with reading(name):
+            return self._read_checked(name)
+
+    def _read_checked(self, name: str) -> tuple[Digest, Registered]:
         root = self.folder.resolve()
         folder = (root / name).resolve()
         if not folder.is_relative_to(root) or folder == root or not folder.is_dir():

@@ -20,6 +20,7 @@ from readapt_runtime.server.pieces import Choice, Piece
 from readapt_runtime.server.problems import (
     AdapterFailed,
     BadRequest,
+    ContextTooLong,
     TooManyRequests,
     Unavailable,
     UnknownModel,
@@ -81,15 +82,19 @@ class Desk:
         self.metrics = metrics
         self.in_flight = 0
 
-    def plan(self, params: AnswerRequest, prompts: Sequence[tuple[int, ...]]) -> Plan:
-        """Judges what needs no waiting; raises BadRequest."""
+    def require(self, params: AnswerRequest, num_prompts: int) -> None:
+        """Judges what can be judged without the prompts' tokens; raises BadRequest."""
         n = params.n or 1
-        if not 1 <= len(prompts) * n <= self._limits.max_choices:
+        if not 1 <= num_prompts * n <= self._limits.max_choices:
             raise BadRequest(f"prompts times n must be 1 to {self._limits.max_choices}", "n")
-        stops = tuple(params.stop or ())
+        stops = params.stop or ()
         if len(stops) > self._limits.max_stops or any(len(s) > self._limits.max_stop_chars for s in stops):
             bound = f"{self._limits.max_stops} stop strings of {self._limits.max_stop_chars} characters"
             raise BadRequest(f"at most {bound}", "stop")
+
+    def plan(self, params: AnswerRequest, prompts: Sequence[tuple[int, ...]]) -> Plan:
+        """Of a request that ``require`` let pass; raises BadRequest."""
+        n, stops = params.n or 1, tuple(params.stop or ())
         jobs = tuple(Job(prompt, self._sampling(params, prompt, choice)) for prompt in prompts for choice in range(n))
         return Plan(jobs, stops, sum(len(prompt) for prompt in prompts))
 
@@ -97,10 +102,10 @@ class Desk:
         max_tokens = params.answer_tokens
         room = self._limits.max_model_len - len(prompt)
         if not prompt:
-            raise BadRequest("the prompt has no tokens")
+            raise BadRequest("the prompt has no tokens", params.asks)
         if room < (max_tokens or 1):
             wanted = f"{len(prompt)} prompt tokens and {max_tokens or 1} answer tokens"
-            raise BadRequest(f"{wanted} exceed the context of {self._limits.max_model_len} tokens")
+            raise ContextTooLong.of(wanted, self._limits.max_model_len, params.asks)
         return SamplingParams(
             max_tokens=max_tokens or room,
             temperature=1.0 if params.temperature is None else params.temperature,

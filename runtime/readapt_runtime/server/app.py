@@ -11,17 +11,18 @@ from starlette.types import ASGIApp
 
 from readapt_runtime.engine.thread import EngineThread
 from readapt_runtime.server.admin import Admin
+from readapt_runtime.server.api_keys import ApiKeys
 from readapt_runtime.server.disconnect import ClientGone
 from readapt_runtime.server.gatekeeping import RequireKey, StampAnswers
 from readapt_runtime.server.openai import OpenAI
-from readapt_runtime.server.problems import ApiProblem
+from readapt_runtime.server.problems import ApiProblem, internal_error
 from readapt_runtime.server.readiness import Readiness
 
 
 def serving_app(
-    openai: OpenAI, engine: EngineThread, readiness: Readiness, revision: str, api_key: str | None
+    openai: OpenAI, engine: EngineThread, readiness: Readiness, revision: str, api_keys: ApiKeys | None
 ) -> ASGIApp:
-    """OpenAI endpoints behind the key when there is one, health and metrics without."""
+    """OpenAI endpoints behind keys when there are any, health and metrics without."""
 
     async def healthz(request: Request) -> Response:
         if not engine.alive:
@@ -36,8 +37,8 @@ def serving_app(
     health = [Route("/healthz", healthz), Route("/readyz", readyz)]
     metrics = Route("/metrics", openai.desk.metrics.endpoint)
     app: ASGIApp = _application([*openai.routes(), *health, metrics])
-    if api_key is not None:
-        app = RequireKey(app, api_key)
+    if api_keys is not None:
+        app = RequireKey(app, api_keys)
     return StampAnswers(app, revision, readiness)
 
 
@@ -48,7 +49,12 @@ def admin_app(admin: Admin) -> ASGIApp:
 def _application(routes: list[Route]) -> Starlette:
     return Starlette(
         routes=routes,
-        exception_handlers={ApiProblem: _problem, HTTPException: _http_problem, ClientGone: _gone},
+        exception_handlers={
+            ApiProblem: _problem,
+            HTTPException: _http_problem,
+            ClientGone: _gone,
+            Exception: _unexpected,
+        },
     )
 
 
@@ -61,6 +67,11 @@ async def _problem(request: Request, error: Exception) -> Response:
     if not isinstance(error, ApiProblem):
         raise error
     return error.response()
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    """Starlette raises the error again after this answer, and uvicorn logs it."""
+    return internal_error().response()
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +12,11 @@ from readapt_runtime.server.disconnect import ClientGone
 from readapt_runtime.server.problems import BadRequest, BodyTooLarge
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_MAX_CONTAINERS = 8192
+"""Lists and objects of a request: 1024 messages of a few parts. Parsing a body that is full of them, which lets nobody
+else run, took minutes."""
+_MAX_KEYS = 3 * _MAX_CONTAINERS
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -24,6 +30,22 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     except ClientDisconnect as error:
         raise ClientGone from error
     return bytes(body)
+
+
+def require_shape(body: bytes, max_elements: int) -> None:
+    """Raises BadRequest, before it is parsed, for what has more lists, objects, keys or elements than a request."""
+    if _counted(body, max_elements):
+        return
+    strings = (body.count(b'"') - body.count(b'\\"')) // 2
+    if strings <= max_elements and _counted(_STRING.sub(b"", body), max_elements):
+        return
+    raise BadRequest(f"the request has more than {max_elements} elements, or {_MAX_CONTAINERS} lists and objects")
+
+
+def _counted(body: bytes, max_elements: int) -> bool:
+    """Of text within strings it counts the signs too."""
+    containers = body.count(b"[") + body.count(b"{")
+    return containers <= _MAX_CONTAINERS and body.count(b":") <= _MAX_KEYS and body.count(b",") <= max_elements
 
 
 def parse_body(model: type[_Model], body: bytes) -> _Model:

@@ -26,6 +26,9 @@ _AdminKey = Annotated[
 _AdminSubject = Annotated[
     str, typer.Option(metavar="NAMESPACE/NAME", help="The BaseModel whose administration tokens are taken.")
 ]
+_ApiKeys = Annotated[
+    Path | None, typer.Option(help="File with the keys that clients must send, one a line; read again when it changes.")
+]
 _AdapterRoot = Annotated[
     Path | None,
     typer.Option(help="Folder of PEFT folders that the administration port may load by name.", show_default=False),
@@ -36,7 +39,13 @@ _TenantHeader = Annotated[
 _FirstToken = Annotated[
     float, typer.Option(help="Refuse what can no longer get its first token within this time.", min=0.001)
 ]
-_HostMemory = Annotated[str, typer.Option(help="Memory for images of adapters that are not in the pool.")]
+_AdapterRead = Annotated[
+    float, typer.Option(help="Give up reading an adapter after this time: its volume hangs.", min=0.001)
+]
+_HOST_MEMORY = (
+    "Memory for images of adapters that are not in the pool. Default: room for two of --max-rank, at least 96Mi."
+)
+_HostMemory = Annotated[str, typer.Option(metavar="AMOUNT", help=_HOST_MEMORY, show_default=False)]
 _TensorParallel = Annotated[
     int,
     typer.Option(
@@ -69,15 +78,16 @@ def serve(
     base_digest: Annotated[str | None, typer.Option(help="Digest that the base must have.", show_default=False)] = None,
     admin_public_key: _AdminKey = None,
     admin_subject: _AdminSubject = "",
-    api_key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must send.")] = None,
+    api_key_file: _ApiKeys = None,
     adapter_root: _AdapterRoot = None,
     max_model_len: Annotated[int, typer.Option(help="Tokens of prompt and answer together.")] = 2048,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one step of the engine.")] = 2048,
     pool_memory: Annotated[str, typer.Option(help="Memory for KV blocks and adapters, such as 4Gi.")] = "4Gi",
-    host_memory: _HostMemory = "96Mi",
+    host_memory: _HostMemory = "",
     max_rank: Annotated[int, typer.Option(help="Largest rank of an adapter.", min=RANK.least, max=RANK.most)] = 64,
     tenant_header: _TenantHeader = "",
     first_token_seconds: _FirstToken = REQUEST_LIMIT_S,
+    adapter_read_seconds: _AdapterRead = 60.0,
     tensor_parallel: _TensorParallel = 1,
     full_shard_rank: _FullShard = FULL_SHARD_RANK,
     drain_keep_alive_seconds: _KeepAlive = 120.0,
@@ -120,7 +130,8 @@ def serve(
             max_batch_tokens=max_batch_tokens,
             max_rank=max_rank,
             pool_bytes=parse_memory(pool_memory),
-            host_bytes=parse_memory(host_memory),
+            host_bytes=parse_memory(host_memory) if host_memory else None,
+            read_s=adapter_read_seconds,
             first_token_s=first_token_seconds,
             keep_alive_s=drain_keep_alive_seconds,
         ),

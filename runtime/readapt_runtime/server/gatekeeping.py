@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
-
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from readapt_api.serving import HEADER_SET
+from readapt_runtime.server.api_keys import ApiKeys
 from readapt_runtime.server.problems import HeadersTooLarge, Unauthorized
 from readapt_runtime.server.readiness import Readiness
 
@@ -51,14 +50,14 @@ class LimitHeaders:
 class RequireKey:
     """An API key, as ``Authorization: Bearer``, on everything below ``/v1``."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
         self._app = app
-        self._key = key.encode()
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/v1/"):
             scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
+            if scheme.lower() != "bearer" or not self._keys.accept(given.strip().encode("latin-1")):
                 problem = Unauthorized("a valid API key is needed")
                 await problem.response()(scope, receive, send)
                 return

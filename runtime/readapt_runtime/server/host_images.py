@@ -52,7 +52,7 @@ class HostImages:
                 self._held.move_to_end(digest)
         weakref.finalize(image, self._left.put, digest)
         if not known:
-            self._hold(digest, own if own.unpacked_bytes else self._packed(own))
+            self._hold(digest, own if own.unpacked_bytes else self._packed(digest, own))
         return replace(registered, image=image)
 
     def _pages(self, digest: Digest, again: Callable[[], AdapterImage]) -> HostPages:
@@ -63,13 +63,27 @@ class HostImages:
                 self._held.move_to_end(digest)
         if isinstance(held, HostPages):
             return held
-        pages = self._packed(again() if held is None else held)
+        pages = self._packed(digest, again() if held is None else held)
         self._hold(digest, pages)
         return pages
 
-    def _packed(self, image: AdapterImage) -> HostPages:
+    def _packed(self, digest: Digest, image: AdapterImage) -> HostPages:
+        """In page-locked memory if they are to stay, for which others go first."""
         pages = image.read()
-        return replace(pages, here=pages.here.pin_memory()) if self._pinned else pages
+        if not self._pinned or not self._make_room(digest, pages.here.nbytes):
+            return pages
+        return replace(pages, here=pages.here.pin_memory())
+
+    def _make_room(self, digest: Digest, size: int) -> bool:
+        """Whether so much may be held; what was used least recently goes for it."""
+        with self._lock:
+            self._drop_unwanted()
+            if size > self._max_bytes:
+                return False
+            self._drop(digest)
+            while self._held_bytes + size > self._max_bytes:
+                self._drop(next(iter(self._held)))
+            return True
 
     def _hold(self, digest: Digest, content: AdapterImage | HostPages) -> None:
         """In place of what is held of it, and of others as far as the bound asks for it."""

@@ -11,6 +11,8 @@ from readapt_api.serving import LINGER_S, REQUEST_LIMIT_S
 FULL_SHARD_RANK = 128
 """Adapters of this rank or more are cut both ways over the ranks of a tensor-parallel pod; see ADR 0009."""
 
+_HOST_BYTES = 96 << 20
+
 
 class BadLimits(Terminal):
     """A limit that makes no sense."""
@@ -28,8 +30,8 @@ class Limits:
     """Of an adapter; larger ones fail with a reason."""
     pool_bytes: int = 4 << 30
     """KV blocks and adapter pages together."""
-    host_bytes: int = 96 << 20
-    """Images of adapters on the host; more are read from disk again when they are wanted."""
+    host_bytes: int | None = None
+    """Images of adapters on the host; more are read from disk again when they are wanted. See ``host_room``."""
     max_body_bytes: int = 8 << 20
     """Of a request, counted as received."""
     max_header_bytes: int = 16 << 10
@@ -38,6 +40,8 @@ class Limits:
     """From the first byte of a request to its last."""
     stall_s: float = 30.0
     """How long a client may leave untaken what waits to be sent to it; then it is cut off."""
+    read_s: float = 60.0
+    """One read of an adapter; one that takes longer fails, and may be tried again once it has ended."""
     step_s: float = 300.0
     """One step of the engine; one that takes longer is taken for hung, and the process ends."""
     request_s: float = REQUEST_LIMIT_S
@@ -63,14 +67,23 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise BadLimits(f"{field.name} must be positive, not {value}")
+
+    def host_room(self, largest: int) -> int:
+        """``host_bytes``; where they are not given, room for two adapters of ``largest`` bytes, 96 MiB at least."""
+        return max(_HOST_BYTES, 2 * largest) if self.host_bytes is None else self.host_bytes
+
+    @property
+    def max_elements(self) -> int:
+        """Of a request's body: token ids of as many prompts as there may be, and what is beside them."""
+        return self.max_choices * self.max_model_len + (64 << 10)
 
     def within(self, max_positions: int) -> Limits:
         """No longer than the positions that the base was trained for."""
         return replace(self, max_model_len=min(self.max_model_len, max_positions))
 
-    def describe(self) -> dict[str, float]:
+    def describe(self) -> dict[str, float | None]:
         """Name -> value, for the log."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 

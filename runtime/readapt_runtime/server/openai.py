@@ -15,17 +15,19 @@ from starlette.routing import Route
 from readapt_api.serving import AdapterState
 from readapt_runtime.server.adapters import AdapterTable
 from readapt_runtime.server.answering import Desk, Plan, Ticket
-from readapt_runtime.server.body import parse_body, read_body
-from readapt_runtime.server.disconnect import EventStream, unless_disconnected
+from readapt_runtime.server.body import parse_body, read_body, require_shape
+from readapt_runtime.server.disconnect import ClientGone, EventStream, unless_disconnected
+from readapt_runtime.server.encoding import Encoder
 from readapt_runtime.server.limits import Limits
 from readapt_runtime.server.metrics import Outcome
 from readapt_runtime.server.openai_answers import Answer, ChatAnswer, Collected, CompletionAnswer
 from readapt_runtime.server.openai_schema import AnswerRequest, ChatRequest, CompletionRequest
 from readapt_runtime.server.pieces import Piece
-from readapt_runtime.server.problems import ApiProblem, BadRequest, UnknownModel
+from readapt_runtime.server.problems import ApiProblem, BadRequest, UnknownModel, internal_error
 from readapt_runtime.server.tokens import Tokens
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
+_Encode = Callable[[], Awaitable[list[tuple[int, ...]]]]
 _Pieces = AsyncGenerator[tuple[int, Piece], None]
 _SERVED = {AdapterState.REGISTERED, AdapterState.VERIFIED}
 
@@ -36,6 +38,7 @@ class OpenAI:
 
     base: str
     tokens: Tokens
+    encoder: Encoder
     desk: Desk
     adapters: AdapterTable
     limits: Limits
@@ -63,6 +66,11 @@ class OpenAI:
             except ApiProblem as problem:
                 outcome = Outcome.REFUSED if problem.status < 500 else Outcome.FAILED
                 raise
+            except ClientGone:
+                raise
+            except Exception:
+                outcome = Outcome.FAILED
+                raise
             finally:
                 if outcome is not None:
                     self.desk.metrics.count(outcome)
@@ -87,16 +95,24 @@ class OpenAI:
         return {"id": name, "object": "model", "created": self.started, "owned_by": "readapt", "parent": parent}
 
     async def completions(self, request: Request) -> Response:
-        params = parse_body(CompletionRequest, await read_body(request, self.limits.max_body_bytes))
-        prompts = [self.tokens.encode(p) if isinstance(p, str) else self.tokens.check(p) for p in params.prompts]
-        plan = self.desk.plan(params, prompts)
-        return await self._answer(request, params, plan, CompletionAnswer(params.model, self.tokens.names))
+        params = parse_body(CompletionRequest, await self._body(request))
+        self.desk.require(params, len(params.prompts))
+        answer = CompletionAnswer(params.model, self.tokens.names)
+        return await self._answer(request, params, lambda: self.encoder.prompts(params.prompts), answer)
 
     async def chat(self, request: Request) -> Response:
-        params = parse_body(ChatRequest, await read_body(request, self.limits.max_body_bytes))
-        prompt = self.tokens.encode_chat([message.flat() for message in params.messages])
-        plan = self.desk.plan(params, [prompt])
-        return await self._answer(request, params, plan, ChatAnswer(params.model, self.tokens.names))
+        params = parse_body(ChatRequest, await self._body(request))
+        self.desk.require(params, 1)
+
+        async def encode() -> list[tuple[int, ...]]:
+            return [await self.encoder.chat([message.flat() for message in params.messages])]
+
+        return await self._answer(request, params, encode, ChatAnswer(params.model, self.tokens.names))
+
+    async def _body(self, request: Request) -> bytes:
+        body = await read_body(request, self.limits.max_body_bytes)
+        require_shape(body, self.limits.max_elements)
+        return body
 
     def _tenant(self, request: Request) -> str:
         tenant = request.headers.get(self.tenant_header, "") if self.tenant_header else ""
@@ -104,8 +120,13 @@ class OpenAI:
             raise BadRequest(f"{self.tenant_header} may have {self.limits.max_tenant_chars} characters")
         return tenant
 
-    async def _answer(self, request: Request, params: AnswerRequest, plan: Plan, answer: Answer) -> Response:
-        ticket = await unless_disconnected(request, self.desk.admit(params.model, plan, self._tenant(request)))
+    async def _admit(self, params: AnswerRequest, encode: _Encode, tenant: str) -> tuple[Plan, Ticket]:
+        plan = self.desk.plan(params, await encode())
+        return plan, await self.desk.admit(params.model, plan, tenant)
+
+    async def _answer(self, request: Request, params: AnswerRequest, encode: _Encode, answer: Answer) -> Response:
+        tenant = self._tenant(request)
+        plan, ticket = await unless_disconnected(request, self._admit(params, encode, tenant))
         try:
             if params.stream:
                 return await self._stream(request, params, plan, answer, ticket)
@@ -164,6 +185,10 @@ async def _events(
         ticket.outcome = Outcome.FAILED
         yield _event(problem.body())
         return
+    except Exception:
+        ticket.outcome = Outcome.FAILED
+        yield _event(internal_error().body())
+        raise
     if include_usage:
         yield _event(answer.closing(plan.prompt_tokens, produced))
     yield "data: [DONE]\n\n"

@@ -6,13 +6,14 @@ computed anyway.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     StrictInt,
     ValidationError,
@@ -62,9 +63,18 @@ def _prompt(value: object, handler: ValidatorFunctionWrapHandler) -> object:
     return prompt
 
 
+class _FailFast(FailFast):
+    """The first wrong element decides; hashable, for unions."""
+
+    __hash__ = object.__hash__
+
+
+_FIRST_THAT_FITS = Field(union_mode="left_to_right")
+Texts = Annotated[list[str], _FailFast()]
+Ids = Annotated[list[StrictInt], _FailFast()]
 Zero = Annotated[Any, _neutral(0, 0.0)]
 Off = Annotated[Any, _neutral(False)]
-Stops = Annotated[list[str], BeforeValidator(_as_list), AfterValidator(_not_empty)]
+Stops = Annotated[Texts, BeforeValidator(_as_list), AfterValidator(_not_empty)]
 
 
 class StreamOptions(BaseModel):
@@ -93,13 +103,22 @@ class _Shared(BaseModel):
     frequency_penalty: Zero = None
     logit_bias: Annotated[Any, _neutral({})] = None
 
+    @field_validator("stream_options")
+    @classmethod
+    def _needs_stream(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise ValueError("is only allowed when 'stream' is enabled")
+        return value
+
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
 
 class CompletionRequest(_Shared):
-    prompt: Annotated[str | list[str] | list[StrictInt] | list[list[StrictInt]], WrapValidator(_prompt)]
+    asks: ClassVar = "prompt"
+    """The parameter that is answered."""
+    prompt: Annotated[str | Texts | Ids | Annotated[list[Ids], _FailFast()], _FIRST_THAT_FITS, WrapValidator(_prompt)]
     best_of: Annotated[Any, _neutral(1)] = None
     echo: Off = None
     logprobs: int | None = Field(None, ge=0, le=5)
@@ -136,7 +155,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     role: Literal["system", "user", "assistant", "developer"]
-    content: str | list[TextPart]
+    content: Annotated[str | Annotated[list[TextPart], _FailFast()], _FIRST_THAT_FITS]
     name: Annotated[Any, _neutral()] = None
 
     def flat(self) -> dict[str, str]:
@@ -152,7 +171,9 @@ class ResponseFormat(BaseModel):
 
 
 class ChatRequest(_Shared):
-    messages: list[Message] = Field(min_length=1, max_length=1024)
+    asks: ClassVar = "messages"
+    """The parameter that is answered."""
+    messages: Annotated[list[Message], _FailFast()] = Field(min_length=1, max_length=1024)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -2,6 +2,7 @@
 
 ApiProblem
 ├── BadRequest          400  a parameter that is wrong or not implemented
+│   └── ContextTooLong  400  prompt and answer do not fit
 ├── Unauthorized        401
 ├── UnknownModel        404
 ├── Conflict            409
@@ -52,6 +53,14 @@ class BadRequest(ApiProblem):
     kind = "invalid_request_error"
 
 
+class ContextTooLong(BadRequest):
+    code = "context_length_exceeded"
+
+    @classmethod
+    def of(cls, wanted: str, context: int, param: str) -> ContextTooLong:
+        return cls(f"{wanted} exceed the context of {context} tokens", param)
+
+
 class Unauthorized(ApiProblem):
     status = 401
     kind = "invalid_request_error"
@@ -94,12 +103,17 @@ class AdapterFailed(Unavailable):
     code = "adapter_failed"
 
 
+def internal_error() -> ApiProblem:
+    """What is told of an error that nobody foresaw; the log has the rest."""
+    return ApiProblem("an internal error occurred")
+
+
 def from_engine(error: ReadaptError) -> ApiProblem:
     """The answer to a request that the engine could not finish."""
     from readapt_runtime.engine.core import NonFiniteLogits, RequestTooLarge
 
     if isinstance(error, RequestTooLarge):
-        return BadRequest(str(error))
+        return ContextTooLong(str(error))
     if isinstance(error, NonFiniteLogits):
         return ApiProblem(str(error))
     return Unavailable(str(error))

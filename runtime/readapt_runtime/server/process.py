@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from prometheus_client import Gauge
+
 from readapt_api.errors import EXIT_BUG, EXIT_OK
 from readapt_api.serving import DesiredSet
 from readapt_runtime.engine.thread import EngineThread
@@ -20,8 +22,10 @@ from readapt_runtime.server.adapters import AdapterTable
 from readapt_runtime.server.admin import Admin
 from readapt_runtime.server.admin_tokens import TokenCheck
 from readapt_runtime.server.answering import Desk
+from readapt_runtime.server.api_keys import ApiKeys
 from readapt_runtime.server.app import admin_app, serving_app
 from readapt_runtime.server.desired_set import DesiredSetKeeper, ShardFolder
+from readapt_runtime.server.encoding import Encoder
 from readapt_runtime.server.engine_client import EngineClient
 from readapt_runtime.server.engine_metrics import EngineMetrics
 from readapt_runtime.server.hand_loading import HandLoading
@@ -145,9 +149,10 @@ class _Server:
 
 
 async def _watch(engine: EngineThread, step_s: float) -> None:
-    """Raises EngineHung once a step takes longer than ``step_s``."""
-    while engine.step_s <= step_s:
-        await asyncio.sleep(min(_WATCH_S, step_s))
+    """Raises EngineHung once a step takes longer than ``step_s``, and health has had the time to show it."""
+    tick = min(_WATCH_S, step_s)
+    while engine.step_s <= step_s + tick:
+        await asyncio.sleep(tick)
     raise EngineHung(f"a step of the engine has taken more than {step_s} s")
 
 
@@ -180,8 +185,11 @@ def _assemble(options: Options, machinery: Machinery) -> _Server:
         shards.poll()
     elif machinery.given is not None:
         keeper.offer(machinery.given)
-    openai = OpenAI(options.served_name, machinery.tokens, desk, adapters, limits, options.tenant_header)
-    app = serving_app(openai, engine, readiness, options.revision, _api_key(options))
+    tokens = machinery.tokens
+    encoder = Encoder(tokens, limits)
+    openai = OpenAI(options.served_name, tokens, encoder, desk, adapters, limits, options.tenant_header)
+    keys = ApiKeys(options.api_key_file) if options.api_key_file else None
+    app = serving_app(openai, engine, readiness, options.revision, keys)
     serving = Listener(app, _listen(options.host, options.port), limits)
     check = TokenCheck(options.admin_public_key, options.admin_subject) if options.admin_public_key else None
     admin_host = options.host if check else LOOPBACK
@@ -223,6 +231,8 @@ def _metrics(options: Options, machinery: Machinery, engine: EngineThread, adapt
     }
     observed = EngineMetrics(options.served_name, build, lambda: engine.stats, lambda: adapters.generations)
     metrics.registry.register(observed)
+    stuck = Gauge("readapt_stuck_reads", "Reads of adapters that hang.", registry=metrics.registry)
+    stuck.set_function(lambda: machinery.reads.stuck)
     return metrics
 
 
@@ -231,15 +241,3 @@ def _listen(host: str, port: int) -> socket.socket:
         return listen(host, port)
     except OSError as error:
         raise BadOptions(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-
-
-def _api_key(options: Options) -> str | None:
-    if options.api_key_file is None:
-        return None
-    try:
-        key = options.api_key_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadOptions(f"--api-key-file: {error}") from error
-    if not key:
-        raise BadOptions(f"--api-key-file: {options.api_key_file} is empty")
-    return key

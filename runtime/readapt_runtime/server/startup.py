@@ -31,6 +31,7 @@ from readapt_runtime.server.host_images import HostedSource, HostImages
 from readapt_runtime.server.limits import FULL_SHARD_RANK, Limits
 from readapt_runtime.server.names import require_name
 from readapt_runtime.server.registration import FolderSource, Packing, Source, StoreSource, folder_digest
+from readapt_runtime.server.timed_reads import TimedReads, TimedSource
 from readapt_runtime.server.tokens import Tokens
 from readapt_runtime.store import Store
 
@@ -94,6 +95,7 @@ class Machinery:
     tokens: Tokens
     engine: Engine
     source: Source
+    reads: TimedReads
     root: AdapterRoot | None
     dtype: str
     limits: Limits
@@ -125,16 +127,24 @@ def build(options: Options) -> Machinery:
         engine_limits = EngineLimits(limits.max_batch_tokens, limits.max_in_flight)
         engine = Engine(ranks.model, ranks.pool, engine_limits, executor=DaemonThreads())
         packing = Packing(AdapterReader(config.module_shapes, limits.max_rank), ranks.make_image)
-        images = HostImages(limits.host_bytes // options.tensor_parallel, pinned=device.type == "cuda")
+        host_bytes = limits.host_room(_largest_adapter(config, limits.max_rank, dtype))
+        images = HostImages(host_bytes // options.tensor_parallel, pinned=device.type == "cuda")
         with _stage("digest adapters"):
             source, given = _source(options, base_digest, packing)
         unless_built.pop_all()
-    hosted = HostedSource(source, images)
-    root = AdapterRoot(options.adapter_root, base_digest, packing, images) if options.adapter_root else None
+    reads = TimedReads(limits.read_s)
+    hosted = HostedSource(TimedSource(source, reads), images)
+    root = AdapterRoot(options.adapter_root, base_digest, packing, images, reads) if options.adapter_root else None
     name = str(dtype).removeprefix("torch.")
     engine_facts = {"device": str(device), "dtype": name, "pages": ranks.pool.num_pages, "base": base_digest}
+    engine_facts["host_bytes"] = host_bytes
     log.info("engine", extra={**engine_facts, "ranks": options.tensor_parallel})
-    return Machinery(base_digest, config, tokens, engine, hosted, root, name, limits, given, ranks.crew)
+    return Machinery(base_digest, config, tokens, engine, hosted, reads, root, name, limits, given, ranks.crew)
+
+
+def _largest_adapter(config: DecoderConfig, max_rank: int, dtype: torch.dtype) -> int:
+    """Bytes of the factors for every module."""
+    return max_rank * sum(out + into for out, into in config.module_shapes.values()) * dtype.itemsize
 
 
 def _source(options: Options, base: Digest, packing: Packing) -> tuple[Source, DesiredSet | None]:

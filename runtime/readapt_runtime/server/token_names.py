@@ -21,7 +21,7 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
-_BYTES = _byte_alphabet()
+BYTE_ALPHABET = _byte_alphabet()
 
 
 class TokenNames:
@@ -54,7 +54,7 @@ class TokenNames:
         piece = self._tokenizer.convert_ids_to_tokens(token)
         if match := _BYTE_TOKEN.fullmatch(piece):
             return bytes([int(match[1], 16)])
-        return bytes(_BYTES[c] for c in piece) if all(c in _BYTES for c in piece) else text.encode()
+        return bytes(BYTE_ALPHABET[c] for c in piece) if all(c in BYTE_ALPHABET for c in piece) else text.encode()
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

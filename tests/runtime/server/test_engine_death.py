@@ -54,7 +54,7 @@ def test_an_engine_that_hangs_turns_health_red_and_ends_the_process(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     go_on = threading.Event()
-    limits = Limits(max_model_len=256, pool_bytes=16 << 20, step_s=0.3)
+    limits = Limits(max_model_len=256, pool_bytes=16 << 20, step_s=1.0)
     with serving(Options(base=tiny.base, served_name="tiny", port=0, admin_port=0, limits=limits)) as server:
         engine = server.machinery.engine
         forward = engine._model.forward
@@ -66,7 +66,9 @@ def test_an_engine_that_hangs_turns_health_red_and_ends_the_process(
 
         monkeypatch.setattr(engine._model, "forward", hang_at_the_fifth)
         body = {"model": "tiny", "prompt": "x", "max_tokens": 50, "temperature": 0, "stream": True}
-        text = ""
+        text, seen = "", set[str]()
+        health = threading.Thread(target=_watch_health, args=(server.serving, seen))
+        health.start()
         with (
             contextlib.suppress(httpx.TransportError),
             httpx.stream("POST", f"{server.serving}/v1/completions", json=body, timeout=30) as stream,
@@ -75,6 +77,17 @@ def test_an_engine_that_hangs_turns_health_red_and_ends_the_process(
                 text += chunk
         assert text.startswith("data: {"), "the tokens before it were sent"
         assert "[DONE]" not in text
+        health.join(60)
         go_on.set()
+    assert "the engine hangs" in seen
     assert server.exit_code == EXIT_BUG
     assert "EngineHung" in caplog.text
+
+
+def _watch_health(address: str, seen: set[str]) -> None:
+    """Until the server is gone."""
+    with contextlib.suppress(httpx.TransportError):
+        while True:
+            answer = httpx.get(f"{address}/healthz", timeout=10)
+            assert answer.status_code == (200 if answer.text == "ok" else 500)
+            seen.add(answer.text)

@@ -68,6 +68,25 @@ def test_an_image_larger_than_the_bound_is_served_and_not_kept() -> None:
     assert kept.image.read() is small
 
 
+def test_an_image_larger_than_the_bound_is_not_locked_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of those that are, no more than the bound: others have gone before."""
+    images, locked = HostImages(2 * IMAGE_BYTES, pinned=True), list[int]()
+
+    def pin(pages: torch.Tensor) -> torch.Tensor:
+        locked.append(images.held_bytes + pages.nbytes)
+        return pages
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    large = HostPages(torch.zeros(2 * IMAGE_BYTES))
+    kept = images.keep("large", Registered(AdapterImage(({},), 1, 1, lambda: large), None), lambda: Disk().load("0"))
+    assert not locked
+    source = HostedSource(Disk(), images)
+    registered = [source.load(str(number)) for number in range(5)]
+    assert len(locked) == len(registered)
+    assert max(locked) <= 2 * IMAGE_BYTES
+    assert kept.image.rank == 1
+
+
 def test_the_image_of_an_adapter_that_was_unloaded_makes_room_for_the_next() -> None:
     images = HostImages(9 * IMAGE_BYTES, pinned=False)
     source = HostedSource(Disk(), images)

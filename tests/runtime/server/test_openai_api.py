@@ -9,6 +9,8 @@ import openai
 import pytest
 from transformers import AutoTokenizer
 
+from readapt_cluster.waiting import until
+from readapt_runtime.server.pieces import Choice, Piece
 from readapt_testing.serving import Running
 from readapt_testing.tiny_engine import Tiny
 
@@ -196,6 +198,8 @@ REFUSED = {
     "empty stop": {"stop": [""]},
     "too many stops": {"stop": ["x"] * 17},
     "top_p of zero": {"top_p": 0},
+    "stream options of a whole answer": {"stream_options": {"include_usage": True}},
+    "stream options of no stream": {"stream": False, "stream_options": {}},
 }
 
 
@@ -216,6 +220,7 @@ EXPLAINED: dict[str, tuple[dict[str, object], str, str]] = {
     "n": ({"n": True}, "n", "n: Input should be a valid integer"),
     "max_tokens": ({"max_tokens": "5"}, "max_tokens", "max_tokens: Input should be a valid integer"),
     "empty stop": ({"stop": [""]}, "stop", "stop: must not be empty"),
+    "stream options": ({"stream_options": {}}, "stream_options", "stream_options: is only allowed when 'stream' is"),
 }
 
 
@@ -274,6 +279,49 @@ def test_the_client_raises_not_found_for_an_unknown_model(client: openai.OpenAI)
     with pytest.raises(openai.NotFoundError) as caught:
         client.completions.create(model="nobody", prompt="x")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize("change", [{"prompt": "x" * 300}, {"prompt": [1] * 300}, {"max_tokens": 256}], ids=str)
+def test_the_client_is_told_by_a_code_that_a_prompt_is_too_long(client: openai.OpenAI, change: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**{"model": "tiny", "prompt": "x", **change})
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+
+
+def test_the_client_is_told_that_a_conversation_is_too_long(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x" * 250}])
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_an_error_that_nobody_foresaw_has_the_shape_of_the_api_and_counts_as_failed(
+    client: openai.OpenAI, http: httpx.Client, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    def failed() -> int:
+        return http.get("/metrics").text.count('readapt_requests_total{outcome="failed"} ' + f"{before + 1:.1f}")
+
+    line = next(m for m in http.get("/metrics").text.splitlines() if m.startswith('readapt_requests_total{outcome="fa'))
+    before = float(line.split()[1])
+
+    def push(choice: Choice, token: object) -> Piece:
+        if taken and stream:
+            raise LookupError("a bug")
+        taken.append(token)
+        if stream:
+            return original(choice, token)  # type: ignore[arg-type]
+        raise LookupError("a bug")
+
+    taken: list[object] = []
+    original = Choice.push
+    monkeypatch.setattr(Choice, "push", push)
+    arguments: dict[str, Any] = {"model": "tiny", "prompt": "x", "max_tokens": 4, "seed": 1, "stream": stream}
+    with pytest.raises(openai.APIError) as caught:
+        list(client.completions.create(**arguments))
+    assert caught.value.type == "server_error"
+    assert caught.value.message.endswith("an internal error occurred") or not stream
+    assert isinstance(caught.value, openai.InternalServerError) is not stream
+    assert until(lambda: failed() == 1, 20.0, 0.02)
 
 
 def test_images_and_tools_are_refused(http: httpx.Client) -> None:

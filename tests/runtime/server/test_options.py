@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from readapt_api.digest import digest_of
@@ -15,7 +16,7 @@ from readapt_runtime.device import BadDevice
 from readapt_runtime.server.command import parse_adapters
 from readapt_runtime.server.limits import BadLimits, Limits, parse_memory
 from readapt_runtime.server.names import BadName
-from readapt_runtime.server.startup import BadOptions, Options, build
+from readapt_runtime.server.startup import BadOptions, Options, _largest_adapter, build
 from readapt_testing.serving import serving
 from readapt_testing.tiny_engine import Tiny
 
@@ -110,3 +111,13 @@ def test_a_port_that_is_taken_is_a_clear_error(tiny: Tiny) -> None:
         options = Options(base=tiny.base, served_name="tiny", port=taken.getsockname()[1], admin_port=0)
         with pytest.raises(BadOptions, match="cannot listen"), serving(options):
             pass
+
+
+def test_the_host_has_room_for_two_of_the_largest_adapters_where_nothing_else_is_said(tiny: Tiny) -> None:
+    image = tiny.variant("r64").image
+    largest = _largest_adapter(tiny.config, 64, torch.float32)
+    pages = image.read().here
+    assert pages.nbytes * 0.9 <= largest <= pages.nbytes
+    assert Limits().host_room(largest) == 96 << 20
+    assert Limits().host_room(80 << 20) == 160 << 20
+    assert Limits(host_bytes=1000).host_room(80 << 20) == 1000

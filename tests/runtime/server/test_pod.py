@@ -290,3 +290,25 @@ def test_an_api_key_guards_answers_but_not_health(pod: Pod, tmp_path: Path) -> N
         allowed = httpx.get(f"{server.serving}/v1/models", headers={"authorization": "Bearer secret"})
         assert allowed.status_code == 200
         assert httpx.get(f"{server.serving}/healthz").status_code == 200
+
+
+def test_api_keys_change_without_a_restart(pod: Pod, tmp_path: Path) -> None:
+    """As a kubelet changes a Secret: a link is swapped."""
+    for version, content in (("1", "old\n"), ("2", "# two for now\n\nold\nneü\n"), ("3", "neü"), ("4", " \n#\n")):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "api-key").write_text(content)
+    mounted = tmp_path / "mounted"
+    mounted.symlink_to("1")
+
+    def accepted(server: Running) -> list[str]:
+        asked = {key: {"authorization": f"Bearer {key}".encode()} for key in ("old", "neü", "# two for now")}
+        return [
+            key for key, h in asked.items() if httpx.get(f"{server.serving}/v1/models", headers=h).status_code == 200
+        ]
+
+    with serving(replace(pod.options, api_key_file=mounted / "api-key")) as server:
+        assert accepted(server) == ["old"]
+        for version, keys in (("2", ["old", "neü"]), ("3", ["neü"]), ("4", ["neü"]), ("5", ["neü"])):
+            (tmp_path / "fresh").symlink_to(version)
+            (tmp_path / "fresh").rename(mounted)
+            assert accepted(server) == keys
