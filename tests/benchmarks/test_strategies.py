@@ -31,6 +31,8 @@ from readapt_testing.tiny_models import TinyModels, tiny_models
 QUIET = JsonLog(io.StringIO())
 OLD, NEW = (Digest(f"sha256:{key * 64}") for key in "12")
 STEPS = 16
+whole = pytest.mark.fault
+"""All ways, half a minute."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,6 +79,7 @@ def scored(case: Trial, base: Any) -> float:
     return mean(form.scores(case.splits.gate, answers, answers))
 
 
+@whole
 def test_what_did_not_pass_leaves_copy_to_serve(case: Trial, contest: Contest, runs: Mapping[str, Run]) -> None:
     """Whichever way did not come through: the score, what it ends with and what it keeps are Copy's."""
     assert contest.shared.old_score == pytest.approx(scored(case, case.move.old))
@@ -90,16 +93,17 @@ def test_what_did_not_pass_leaves_copy_to_serve(case: Trial, contest: Contest, r
         assert (run.score, run.end, run.retention, run.unseen) == (copied.score, copied.end, copied.retention, None)
 
 
+@whole
 def test_relora_goes_from_copy_and_ours_through_the_ladder(runs: Mapping[str, Run]) -> None:
     relora, ours = runs["ReLoRA"], runs["ours"]
-    assert ours.passed
     assert "transport" not in relora.parts
     assert "search" in relora.parts
-    assert "gate Copied" in ours.parts
+    assert {"gate Copied", "transport", "gate ReLoRA"} <= ours.parts.keys()
     assert relora.begin == ours.begin == runs["Copy"].begin
     assert relora.origin in (Origin.RELORA.value, Origin.COPIED.value)
 
 
+@whole
 def test_best_checkpoints_are_told_with_their_seconds(runs: Mapping[str, Run]) -> None:
     tuned, scratch = runs["Copy+tuning"], runs["scratch"]
     for run in (tuned, scratch):
@@ -112,6 +116,7 @@ def test_best_checkpoints_are_told_with_their_seconds(runs: Mapping[str, Run]) -
     assert not runs["ours"].tested
 
 
+@whole
 def test_passed_variants_are_asked_what_their_gate_had_not_asked(case: Trial, runs: Mapping[str, Run]) -> None:
     passed = [run for run in runs.values() if run.passed]
     assert passed
@@ -121,6 +126,7 @@ def test_passed_variants_are_asked_what_their_gate_had_not_asked(case: Trial, ru
         assert abs(run.unseen.gain) < 0.3
 
 
+@whole
 def test_the_rows_of_a_contest_fill_every_table(contest: Contest, runs: Mapping[str, Run]) -> None:
     shared = {**contest.shared.seconds, "drift": 0.1}
     facts = {"old_score": contest.shared.old_score, "of_copy": contest.of_copy, "shared": shared}
@@ -131,6 +137,7 @@ def test_the_rows_of_a_contest_fill_every_table(contest: Contest, runs: Mapping[
     assert "score of ours less Copy+tuning at equal compute, alone" in text
 
 
+@whole
 def test_no_way_finds_what_another_has_left(contest: Contest) -> None:
     assert [path.name for path in (contest._folder).iterdir()] == ["shared"]
 
