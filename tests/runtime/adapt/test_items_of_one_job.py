@@ -56,7 +56,7 @@ def published(fixture_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             adaptation=AdaptationSettings(policy=policy, trials=4, max_steps=4),
             gate=GATE,
         )
-        for policy in (Policy.TRANSPORT, Policy.RELORA)
+        for policy in (Policy.COPY, Policy.RELORA)
     )
     return Published(root, AdaptRequest(old_base=old, new_base=new, drift=drift, items=items))
 
@@ -76,7 +76,7 @@ def same(one: Outcome, other: Outcome) -> bool:
 def test_items_come_to_the_digests_of_single_jobs(
     published: Published, together: tuple[Outcome, ...], tmp_path: Path
 ) -> None:
-    assert [outcome.origin for outcome in together] == [Origin.TRANSPORTED, Origin.RELORA]
+    assert [outcome.origin for outcome in together] == [Origin.COPIED, Origin.RELORA]
     assert len({outcome.variant for outcome in together}) == 2
     for number, item in enumerate(published.request.items):
         alone = published.request.model_copy(update={"items": (item,)})
