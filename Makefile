@@ -68,5 +68,8 @@ cluster-down: venv  ## stops it and leaves nothing behind; PURGE=1 removes its i
 demo: venv  ## a base upgrade end to end on a local cluster (root); DATA=DIR takes your data
 	$(PY) -m readapt_demo $(if $(DATA),--data $(DATA))
 
+study: venv  ## ways to carry adapters over a move, held against each other, into out/study; DATA=DIR, SMALL=1
+	$(PY) benchmarks/adaptation/study.py --out out/study $(if $(DATA),--data $(DATA)) $(if $(SMALL),--small)
+
 clean: venv  ## removes what the build made here; the cache stays
 	rm -rf dist out .ruff_cache .pytest_cache

@@ -22,12 +22,14 @@ import start_gradients
 import starts
 import torch
 import tunings
-from intervals import mean_with_interval
+from cases import say
+from intervals import mean_with_interval, share_with_interval
 from starts import MIN_RETENTION, Ground, Start, fold_groups
 from stopwatch import Stopwatch
-from study import say
 from study_bases import ADAPTER_STEPS, MOVES, Shelf, read_study_adapter
+from tabular import markdown
 
+from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.data import Splits
 from readapt_runtime.adapt.factors import attached, side_factors
 from readapt_runtime.adapt.item import Move
@@ -59,6 +61,10 @@ class Row:
     seconds: float
     trials: int
     points: Sequence[tuple[float, float]]
+    of_old: float
+    """Accuracy of the old pair on the same examples."""
+    of_copy: float | None
+    """Retention of Copy."""
 
 
 class Ablation:
@@ -97,48 +103,69 @@ class Ablation:
 
 
 def _graded(way: str, ground: Ground, start: Start, seconds: float) -> Row:
-    accuracy, loss = grade(ground, start.adapter)
-    with attached(ground.move.new.model, ground.side(start.adapter)):
-        kept = retention(ground.yardstick, text_losses(ground.move.new, ground.yardstick.tokens))
+    (accuracy, loss), new = grade(ground.move.new, ground, start.adapter), ground.move.new
+    with attached(new.model, ground.side(start.adapter)):
+        kept = retention(ground.yardstick, text_losses(new, ground.yardstick.tokens))
     enough = kept is None or ground.of_copy is None or kept.value >= MIN_RETENTION * ground.of_copy.value
     points = [(point.alpha, point.beta) for point in start.points]
-    value = None if kept is None else kept.value
-    return Row(way, ground.seed, accuracy, loss, value, enough, seconds, start.trials, points)
+    return Row(
+        way=way,
+        seed=ground.seed,
+        accuracy=accuracy,
+        loss=loss,
+        retention=None if kept is None else kept.value,
+        kept=enough,
+        seconds=seconds,
+        trials=start.trials,
+        points=points,
+        of_old=grade(ground.move.old, ground, ground.adapter)[0],
+        of_copy=None if ground.of_copy is None else ground.of_copy.value,
+    )
 
 
-def grade(ground: Ground, adapter: LoraAdapter) -> tuple[float, float]:
+def grade(base: LoadedBase, ground: Ground, adapter: LoraAdapter) -> tuple[float, float]:
     """Accuracy, and nats per token of the right completion, on the stopping examples."""
-    base, examples, choices = ground.move.new, ground.splits.stopping, ground.splits.choices
+    examples, choices = ground.splits.stopping, ground.splits.choices
     right = torch.tensor([choices.index(example.completion) for example in examples])
-    with attached(base.model, ground.side(adapter)):
+    with attached(base.model, side_factors(adapter, base.dtype)):
         scores = choice_scores(base, prepare(base, [example.prompt for example in examples], choices))
     hits = (scores.argmax(1) == right).double().mean()
     return float(hits), float(-scores[torch.arange(len(right)), right].mean())
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line per way, in the order of WAYS; intervals over seeds, differences seed by seed."""
+    """A line per way, in the order of WAYS; intervals over seeds, differences seed by seed.
+
+    *Recovered* is the share of what Copy lost against the old pair: gains over Copy, over losses of Copy.
+    """
     copied = {row.seed: row.accuracy for row in rows if row.way == next(iter(STARTS))}
-    head = ["way", "trials", "accuracy, %", "over Copy", "loss, nats", "retention", "kept", "CPU s", "α, β"]
+    head = ["way", "trials", "accuracy, %", "over Copy", "recovered", "loss, nats"]
+    head += ["retention", "÷ Copy's", "kept", "CPU s", "α, β"]
     lines = []
     for way in WAYS:
         group = [row for row in rows if row.way == way]
         if group:
-            gains = [100 * (row.accuracy - copied[row.seed]) for row in group if row.seed in copied]
+            paired = [row for row in group if row.seed in copied]
+            gains = [100 * (row.accuracy - copied[row.seed]) for row in paired]
+            lost = [100 * (row.of_old - copied[row.seed]) for row in paired]
+            of_copys = [row.retention / row.of_copy for row in group if row.retention is not None and row.of_copy]
             lines.append(
                 [
                     way,
                     str(group[0].trials),
                     mean_with_interval([100 * row.accuracy for row in group]),
                     mean_with_interval(gains, sign=True),
+                    share_with_interval(gains, lost),
                     mean_with_interval([row.loss for row in group], digits=3),
                     mean_with_interval([row.retention for row in group if row.retention is not None], digits=3),
+                    mean_with_interval(of_copys, digits=3),
                     f"{sum(row.kept for row in group)}/{len(group)}",
                     mean_with_interval([row.seconds for row in group], digits=0),
                     "; ".join(" ".join(f"{a:.2f}, {b:.2f}" for a, b in row.points) for row in group),
                 ]
             )
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines]) + "\n"
+    old = mean_with_interval([100 * row.of_old for row in {row.seed: row for row in rows}.values()])
+    return f"Old pair: {old} %.\n\n{markdown(head, lines)}"
 
 
 class Grounds:

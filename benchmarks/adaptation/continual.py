@@ -1,6 +1,6 @@
 """Class-incremental learning without rehearsal: SD-LoRA beside what else one could do, as a Markdown table.
 
-    .venv/bin/python benchmarks/adaptation/continual.py --base DIR --data DIR --out continual.jsonl [--quick]
+    .venv/bin/python benchmarks/adaptation/continual.py [--base DIR] --data DIR --out continual.jsonl [--quick]
 
 ``--base`` is a small causal language model (ours: SmolLM2-135M), ``--data`` a folder with train.jsonl and test.jsonl
 (prompt, completion) of at least tasks × classes classes (ours: Banking77). The classes are dealt into tasks by each
@@ -34,6 +34,7 @@ from intervals import mean_with_interval
 from sequence import Task, accuracies, joined, tasks_of
 
 from readapt_api.digest import digest_path
+from readapt_demo.models import base_v1
 from readapt_runtime.adapt.base import LoadedBase, fix_threads, load_base
 from readapt_runtime.adapt.factors import attached, side_factors
 from readapt_runtime.continual.blocks import Learned
@@ -191,14 +192,14 @@ def _size(adapter: LoraAdapter) -> int:
     return sum(m.a.numel() + m.b.numel() for m in adapter.modules.values())
 
 
-def main() -> int:
-    arguments = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
     scale = QUICK if arguments.quick else FULL
     scale = replace(scale, **{name: value for name in ("steps", "tested") if (value := getattr(arguments, name))})
     seeds = arguments.seeds or (1 if arguments.quick else 3)
     fix_threads()
-    base = load_base(arguments.base, digest_path(arguments.base))
-    shapes = base_shapes(arguments.base)
+    folder = arguments.base or base_v1(lambda text: None)
+    base, shapes = load_base(folder, digest_path(folder)), base_shapes(folder)
     done = list(_finished(arguments.out, scale))
     for seed in range(seeds):
         tasks = tasks_of(arguments.data, base.tokenizer, scale.tasks, scale.classes, scale.tested, seed)
@@ -212,7 +213,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="default: SmolLM2, as the study has it")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON Lines, one run each")
     parser.add_argument("--quick", action="store_true", help="three small tasks, one seed, a few minutes")

@@ -2,14 +2,17 @@
 
     .venv/bin/python benchmarks/adaptation/fleet.py --out out/fleet [--data DIR] [--adapters 8]
 
-    ours         what an ``adapt`` Job does with as many items: the bases are loaded once; drift, yardstick and replay
-                 text belong to the move and are made once
-    Copy+tuning  each adapter by itself: both bases are loaded (the old one answers for the gate), then plain
-                 fine-tuning of the copied adapter with a tuned learning rate, up to the same gate
+    one Job       an ``adapt`` Job with as many items: bases are loaded once, yardstick and replay text made once
+    single Jobs   an ``adapt`` Job for each, one after the other over one store: each loads both bases, the first makes
+                  what belongs to the move
+    Copy+tuning   each adapter by itself: both bases are loaded (the old one answers for the gate), then plain
+                  fine-tuning of the copied adapter with a tuned learning rate, up to the same gate
 
-The adapters are those of four tasks (cuts of twenty intents of Banking77; two generated ones without --data) and as
-many seeds as it takes. Every (adapter, way) is one JSON file in --out and is not computed again. Seconds are CPU
-seconds of one thread; how long the old adapters were trained is no part of them.
+The Jobs are the product's own (``readapt_runtime.jobs.adapt``), run in this process; the drift Job before them counts
+once for either. The adapters are those of four tasks (cuts of twenty intents of Banking77; two generated ones without
+--data) and as many seeds as it takes. Every Job, and every adapter of Copy+tuning, is one JSON file in --out and is not
+computed again. Seconds are CPU seconds of one thread: the process keeps to one processor. How long the old adapters
+were trained is no part of them.
 """
 
 from __future__ import annotations
@@ -17,24 +20,29 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
+import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import torch
+from cases import Plan, Study, say
+from fleet_jobs import Job, Jobs, differing, publish_adapter, publish_move
 from intervals import mean_with_interval
 from stopwatch import Stopwatch
-from study import Plan, Study, say
-from study_bases import INTENTS, MOVES, Shelf
-from study_rows import Case, Row, read_rows, seconds_of_pair
+from strategies import CONFIDENCE
+from study_bases import INTENTS, MOVES, RANK, Shelf, write_examples
+from study_rows import MARGIN, Case, Row, read_rows
+from tabular import markdown
 
-from readapt_runtime.drift import measure
+from readapt_api.artifacts import ArtifactKind
+from readapt_api.jobs import AdaptItem, AdaptRequest, GateSettings
+from readapt_runtime.adapt.base import fix_threads
 from readapt_runtime.progress import JsonLog, Log
+from readapt_runtime.store import Store
 
-OURS, ALONE = "ours", "Copy+tuning"
+TOGETHER, SINGLE, TUNED = "one Job", "single Jobs", "Copy+tuning"
 CUTS = (INTENTS, f"{INTENTS}+19", f"{INTENTS}+38", f"{INTENTS}+57")
 
 
@@ -50,27 +58,38 @@ class FleetPlan(Plan):
 
 
 @dataclass(frozen=True, slots=True)
-class MoveSeconds:
-    """What belongs to a base move."""
+class Published:
+    """The request of all items; written when everything that it names is in the store."""
 
-    loading: float
-    """Of both bases."""
-    drift: float
+    request: AdaptRequest
+    drift_seconds: float
 
     @classmethod
-    def of(cls, shelf: Shelf, move: str, out: Path, log: Log) -> MoveSeconds:
-        """Out of ``out``, else measured and written there."""
-        file = out / "move.json"
+    def of(cls, plan: FleetPlan, shelf: Shelf, out: Path, log: Log) -> Published:
+        """Out of ``out``, else published there."""
+        file, root = out / ".request.json", out / ".stores" / "published"
         if not file.is_file():
-            old, new = shelf.v1(), shelf.moved(MOVES[move], seed=0)
-            with TemporaryDirectory() as scratch:
-                watch = Stopwatch(log)
-                measure(old, new, Path(scratch) / "drift", log)
-                drift = watch.seconds()
-            watch = Stopwatch(log)
-            shelf.load(move)
-            file.write_text(json.dumps({"loading": watch.seconds(), "drift": drift}), encoding="utf-8")
-        return cls(**json.loads(file.read_text(encoding="utf-8")))
+            shutil.rmtree(root, ignore_errors=True)
+            store, cases = Store(root), list(plan.cases())
+            move, drift, seconds = publish_move(store, shelf.v1(), shelf.moved(cases[0][0]), log)
+            items = tuple(_item(store, move.old_base, shelf, case, plan.adapter_steps) for case in cases)
+            request = AdaptRequest(old_base=move.old_base, new_base=move.new_base, drift=drift, items=items)
+            file.write_text(json.dumps({"request": request.to_wire(), "drift": seconds}), encoding="utf-8")
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return cls(AdaptRequest.model_validate(found["request"]), found["drift"])
+
+
+def _item(store: Store, base: str, shelf: Shelf, case: Case, adapter_steps: int) -> AdaptItem:
+    _, task, size, seed = case
+    with store.stage() as folder:
+        write_examples(folder, shelf.examples(task, size, seed))
+        data = store.publish(ArtifactKind.DATA, folder).digest
+    return AdaptItem(
+        name=f"{task.replace('+', '-')}-{seed}",
+        reference=publish_adapter(store, shelf.adapter(task, seed, adapter_steps), base, RANK),
+        data=data,
+        gate=GateSettings(max_regression=str(MARGIN), confidence=str(CONFIDENCE)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,96 +97,110 @@ class Total:
     """What a way comes to for the whole fleet."""
 
     way: str
-    rows: Sequence[Row]
-    of_move: float
-    """CPU seconds for what is shared, counted as often as it is done."""
-    of_adapters: Sequence[float]
-    """CPU seconds from an adapter to the gate's decision, the old pair's answers included."""
+    once: float
+    """CPU seconds that do not grow with the fleet."""
+    each: Sequence[float]
+    """CPU seconds per Job, or per adapter."""
+    ready: int
+    adapters: int
 
     @property
     def seconds(self) -> float:
-        return self.of_move + sum(self.of_adapters)
-
-    @property
-    def ready(self) -> int:
-        return sum(row.passed for row in self.rows)
+        return self.once + sum(self.each)
 
 
-def total(way: str, rows: Sequence[Row], move: MoveSeconds) -> Total:
-    """Work of the move is done once by ours, and as often as there are adapters one by one."""
-    mine = [row for row in rows if row.way == way]
-    of_adapters = [row.with_shared(of_pair=0.0) for row in mine]
-    if way != OURS:
-        return Total(way, mine, len(mine) * move.loading, of_adapters)
-    return Total(way, mine, move.loading + move.drift + sum(seconds_of_pair(rows).values()), of_adapters)
+def of_jobs(way: str, jobs: Sequence[Job], drift: float) -> Total:
+    outcomes = [outcome for job in jobs for outcome in job.outcomes]
+    return Total(way, drift, [job.seconds for job in jobs], sum(o.passed for o in outcomes), len(outcomes))
+
+
+def of_tuning(rows: Sequence[Row], loading: float) -> Total:
+    """Each loads both bases and asks the old pair; it needs neither drift nor text."""
+    each = [loading + row.with_shared(of_pair=0.0) for row in rows]
+    return Total(TUNED, 0.0, each, sum(row.passed for row in rows), len(rows))
 
 
 def table(totals: Sequence[Total]) -> str:
-    ours = next((each for each in totals if each.way == OURS), None)
-    head = ["way", "ready", "CPU s in all", "of it once per move", "per adapter", "÷ ours", "score, %", "retention"]
-    lines = []
-    for each in totals:
-        kept = [row.retention for row in each.rows if row.retention is not None]
-        lines.append(
-            [
-                each.way,
-                f"{each.ready}/{len(each.rows)}",
-                f"{each.seconds:.0f}",
-                f"{each.of_move:.0f}",
-                mean_with_interval(each.of_adapters, digits=0),
-                "–" if ours is None else f"{each.seconds / ours.seconds:.2f}",
-                mean_with_interval([100 * row.score for row in each.rows]),
-                f"{statistics.fmean(kept):.3f}" if kept else "–",
-            ]
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines]) + "\n"
-
-
-def adapters_table(rows: Sequence[Row]) -> str:
-    """How each adapter fared."""
-    head = ["adapter", "way", "old pair, %", "Copy keeps", "score, %", "retention", "ready by", "steps", "CPU s"]
+    (together,) = (each for each in totals if each.way == TOGETHER)
+    head = ["way", "ready", "CPU s in all", "of it drift", "per adapter", f"÷ {TOGETHER}"]
     lines = [
         [
-            f"{row.task}, seed {row.seed}",
-            row.way,
-            f"{100 * row.old_score:.1f}",
-            "–" if row.of_copy is None else f"{row.of_copy:.2f}",
-            f"{100 * row.score:.1f}",
-            "–" if row.retention is None else f"{row.retention:.2f}",
-            row.origin if row.passed else "not ready",
-            str(row.steps),
-            f"{row.seconds:.0f}",
+            each.way,
+            f"{each.ready}/{each.adapters}",
+            f"{each.seconds:.0f}",
+            f"{each.once:.0f}",
+            f"{each.seconds / each.adapters:.0f}" if each.way == TOGETHER else mean_with_interval(each.each, digits=0),
+            f"{each.seconds / together.seconds:.2f}",
         ]
-        for row in rows
+        for each in totals
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines]) + "\n"
+    return markdown(head, lines)
+
+
+def adapters_table(together: Job, singles: Sequence[Job], rows: Sequence[Row]) -> str:
+    """How each adapter fared, and whether being one of many changed what it came to."""
+    head = ["adapter", "Job: ready by", "alone, CPU s", "Copy+tuning", "CPU s", "steps"]
+    lines = [
+        [
+            outcome.name,
+            outcome.origin.value if outcome.passed and outcome.origin else "not ready",
+            f"{job.seconds:.0f}",
+            "ready" if row.passed else "not ready",
+            f"{row.seconds:.0f}",
+            str(row.steps),
+        ]
+        for outcome, job, row in zip(together.outcomes, singles, rows, strict=True)
+    ]
+    others = differing(together, singles)
+    said = f"come to other variants: {', '.join(others)}" if others else "come to the same variants, digest by digest"
+    return f"{markdown(head, lines)}\nOne Job and single ones {said}.\n"
 
 
 def main() -> int:
     arguments = _parser().parse_args()
-    torch.set_num_threads(1)
-    tasks = CUTS if arguments.data else ("parcels", "shifts")
-    ways = (OURS, ALONE)
+    _keep_to_one_processor()
     plan = FleetPlan(
         [arguments.move],
-        tasks,
+        CUTS if arguments.data else ("parcels", "shifts"),
         [arguments.size],
         seeds=0,
-        ways=ways,
+        ways=(TUNED,),
         adapter_steps=arguments.adapter_steps,
         adapters=arguments.adapters,
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "log.jsonl").open("a", encoding="utf-8") as stream:
         shelf, log = Shelf(arguments.data, say), JsonLog(stream)
-        study = Study(plan, shelf, arguments.out, log)
-        seconds = MoveSeconds.of(shelf, arguments.move, arguments.out, log)
-        if not arguments.tables_only:
-            study.run()
-    rows = [row for row in read_rows([arguments.out]) if row.case in set(plan.cases())]
-    totals = [total(way, rows, seconds) for way in ways if any(row.way == way for row in rows)]
-    sys.stdout.write(f"{table(totals)}\n{adapters_table(rows)}")
+        published = Published.of(plan, shelf, arguments.out, log)
+        jobs = Jobs(published.request, arguments.out / ".stores" / "published", arguments.out, log)
+        say(f"one Job of {len(published.request.items)} items")
+        together = jobs.together()
+        say(f"{len(published.request.items)} single Jobs")
+        singles = jobs.one_by_one()
+        Study(plan, shelf, arguments.out, log).run()
+        loading = _loading(shelf, arguments.move, arguments.out, log)
+    by_case = {row.case: row for row in read_rows([arguments.out]) if row.way == TUNED}
+    rows = [by_case[case] for case in plan.cases()]
+    drift = published.drift_seconds
+    totals = [of_jobs(TOGETHER, [together], drift), of_jobs(SINGLE, singles, drift), of_tuning(rows, loading)]
+    sys.stdout.write(f"{table(totals)}\n{adapters_table(together, singles, rows)}")
     return 0
+
+
+def _keep_to_one_processor() -> None:
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {processors[os.getpid() % len(processors)]})
+    fix_threads()
+
+
+def _loading(shelf: Shelf, move: str, out: Path, log: Log) -> float:
+    """CPU seconds of loading both bases, measured once."""
+    file = out / ".loading.s"
+    if not file.is_file():
+        watch = Stopwatch(log)
+        shelf.load(move)
+        file.write_text(str(watch.seconds()), encoding="utf-8")
+    return float(file.read_text(encoding="utf-8"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -178,7 +211,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=200, help="training examples to repair with")
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--adapter-steps", type=int, default=60, help="that the old adapters are trained for")
-    parser.add_argument("--tables-only", action="store_true")
     return parser
 
 

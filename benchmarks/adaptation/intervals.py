@@ -35,3 +35,17 @@ def ratio_with_interval(ratios: Sequence[float]) -> str:
     mean, half = statistics.mean(logs), half_width(logs)
     text = f"{math.exp(mean):.2f}"
     return text if len(logs) < 2 else f"{text} ({math.exp(mean - half):.2f} to {math.exp(mean + half):.2f})"
+
+
+def share_with_interval(gains: Sequence[float], losses: Sequence[float]) -> str:
+    """``85 % ± 12``: the sum of ``gains`` over that of ``losses``, with Student's interval of the linearised ratio.
+
+    A dash where nothing was lost on the whole.
+    """
+    if sum(losses) <= 0:
+        return "–"
+    share = sum(gains) / sum(losses)
+    if len(gains) < 2:
+        return f"{100 * share:.0f} %"
+    rests = [gain - share * loss for gain, loss in zip(gains, losses, strict=True)]
+    return f"{100 * share:.0f} % ± {100 * half_width(rests) / statistics.mean(losses):.0f}"

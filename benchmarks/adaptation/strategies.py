@@ -4,18 +4,21 @@ All are judged alike: candidates on the stopping examples while they are made, t
 margin; the ladder of ours divides its error budget over its rungs, the other ways spend theirs on one. Seconds are
 those of the process's CPU time, so that what else runs on the machine does not count. What several ways need (old
 pair's answers; yardstick and text of the new base, which ours and Refresh use) is computed before, timed apart, and
-copied to each way's own store, so that no way finds what another has computed.
+copied to each way's own store, so that no way finds what another has computed. What is asked of the gate's examples
+beyond the gate itself is asked when the seconds of the way have been taken.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stopwatch import Stopwatch
 from study_bases import alone
@@ -27,7 +30,7 @@ from readapt_api.jobs import AdaptationSettings, GateSettings
 from readapt_runtime.adapt import gate
 from readapt_runtime.adapt.checkpoints import Checkpoints
 from readapt_runtime.adapt.comparison import AnswerCache, AnswerStream, Pair, compare
-from readapt_runtime.adapt.data import Splits
+from readapt_runtime.adapt.data import Example, Splits
 from readapt_runtime.adapt.evidence import circumstances
 from readapt_runtime.adapt.exam import Exam
 from readapt_runtime.adapt.factors import attached, side_factors
@@ -38,7 +41,7 @@ from readapt_runtime.adapt.repair import repair
 from readapt_runtime.adapt.retention import Yardstick, cached_replay, cached_yardstick, retention, text_losses
 from readapt_runtime.adapt.retrain import blank
 from readapt_runtime.adapt.tokens import encode
-from readapt_runtime.adapt.tuning import Lessons, Tuning, tune
+from readapt_runtime.adapt.tuning import Evaluation, Lessons, Tuning, tune
 from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.progress import Log
 from readapt_runtime.store import Store
@@ -48,6 +51,8 @@ CONFIDENCE = 0.95
 MAX_STEPS = 300
 COPY_RATE, SCRATCH_RATE = 3e-4, 1e-3
 """The best of {1e-4, 3e-4, 1e-3} for either on SmolLM2 (measured before the study, at no cost to them in it)."""
+LEAST_UNSEEN = 30
+"""Fewer examples say nothing about a margin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,21 @@ class Trial:
     splits: Splits
     seed: int
     margin: float
+    metric: Metric = Metric.ACCURACY
+    spare: tuple[Example, ...] = ()
+    """Test examples that are no part of ``splits``."""
+    max_steps: int = MAX_STEPS
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """A variant that passed, on test examples that its gate had not looked at when it decided."""
+
+    examples: int
+    gain: float
+    """Mean of the paired differences to the old pair, in the metric's unit; negative is worse."""
+    error: float
+    """Its standard error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +90,23 @@ class Run:
     """CPU seconds to the gate's decision."""
     passed: bool
     score: float
-    """Accuracy on all examples of the gate; of Copy when no variant passed."""
+    """On all examples of the gate, of what is served afterwards: the variant that passed, else Copy. So are
+    ``retention`` and ``end``."""
     retention: float | None
     begin: float | None
-    """Accuracy on the stopping examples of what it starts from; None when Copy alone is studied."""
+    """Score on the stopping examples of what it starts from; None when Copy alone is studied."""
     end: float | None
-    """The same of what it came to."""
+    """Score on the stopping examples."""
     curve: tuple[tuple[float, float], ...]
-    """(CPU seconds so far, accuracy on the stopping examples) per evaluation."""
+    """(CPU seconds so far, score on the stopping examples) per evaluation."""
     steps: int
     origin: str
     parts: Mapping[str, float] = field(default_factory=dict)
+    tested: tuple[tuple[float, float], ...] = ()
+    """(CPU seconds so far, score on all examples of the gate) of each checkpoint that was the best so far by the
+    stopping examples, whether the gate passes it or not; the start at 0. Of plain tuning alone."""
+    unseen: Unseen | None = None
+    """None where nothing passed or too few examples are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +121,19 @@ class Shared:
     """CPU seconds: ``yardstick`` and ``replay`` once per base pair, ``old answers`` once per case."""
 
 
+Seen = tuple[float, LoraAdapter]
+"""At which CPU second of a way which checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The one candidate of a way."""
+
+    adapter: LoraAdapter
+    steps: int = 0
+    seen: tuple[Seen, ...] = ()
+
+
 class Contest:
     """All ways for one case, or Copy alone."""
 
@@ -103,7 +142,7 @@ class Contest:
         self.case = case
         self._log = log
         self._data = digest_of([case.name])
-        self._measure = Measure.of(Metric.ACCURACY, case.splits, case.move.old)
+        self._measure = Measure.of(case.metric, case.splits, case.move.old)
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         pair.mkdir(parents=True, exist_ok=True)
@@ -115,13 +154,17 @@ class Contest:
         self.of_copy = self._retention(case.adapter)
 
     def copy(self) -> Run:
-        return self._judged("Copy", lambda watch, store: (self.case.adapter, 0), begin=self.case.adapter)
+        return self._judged("Copy", lambda watch, store: _Made(self.case.adapter), begin=self.case.adapter)
 
     def copy_and_tune(self) -> Run:
         return self._tuned("Copy+tuning", self.case.adapter, COPY_RATE)
 
     def scratch(self) -> Run:
         return self._tuned("scratch", blank(self.case.adapter), SCRATCH_RATE)
+
+    def relora(self) -> Run:
+        """Search and anchored tuning from Copy, without the rungs before and after them."""
+        return self._repaired(Policy.RELORA)
 
     def ours(self) -> Run:
         return self._repaired(Policy.AUTO)
@@ -145,17 +188,30 @@ class Contest:
         """
         new, seed = self.case.move.new, self.case.seed
         settings = Tuning(
-            max_steps=MAX_STEPS, learning_rate=rate, batch_size=8, seed=seed, strong=0.0, weak=0.0, replay=0.0
+            max_steps=self.case.max_steps,
+            learning_rate=rate,
+            batch_size=8,
+            seed=seed,
+            strong=0.0,
+            weak=0.0,
+            replay=0.0,
         )
 
-        def make(watch: Stopwatch, store: Store) -> tuple[LoraAdapter, int]:
-            evaluate = self._checkpoints(name, store, watch).evaluate
-            first = evaluate(0, start, ())
+        def make(watch: Stopwatch, store: Store) -> _Made:
+            checkpoints, seen = self._checkpoints(name, store, watch), [(0.0, start)]
+            first = checkpoints.evaluate(0, start, ())
             if first.ready:
-                return start, 0
+                return _Made(start, 0, tuple(seen))
+
+            def evaluate(step: int, adapter: LoraAdapter, before: Sequence[Evaluation]) -> Evaluation:
+                found = checkpoints.evaluate(step, adapter, before)
+                if found.order > max(each.order for each in before):
+                    seen.append((watch.seconds(), adapter))
+                return found
+
             lessons = Lessons(encode(new, self.case.splits.train))
-            found = tune(new, start, first, lessons, settings, evaluate)
-            return found.adapter, found.best.step
+            tuned = tune(new, start, first, lessons, settings, evaluate)
+            return _Made(tuned.adapter, tuned.best.step, tuple(seen))
 
         return self._judged(name, make, begin=start)
 
@@ -167,57 +223,74 @@ class Contest:
             reference=self._data,
             splits=case.splits,
             data=self._data,
-            adaptation=AdaptationSettings(policy=policy, max_steps=MAX_STEPS),
-            gate=GateSettings(max_regression=str(case.margin), confidence=str(CONFIDENCE)),
+            adaptation=AdaptationSettings(policy=policy, max_steps=case.max_steps),
+            gate=GateSettings(metric=case.metric, max_regression=str(case.margin), confidence=str(CONFIDENCE)),
             input_hash=digest_of([case.name, policy.value, case.seed]),
         )
         with self._own_store(policy.value) as store:
             watch = Stopwatch(self._log)
             found = repair(case.move, item, store, watch)
             seconds = watch.seconds()
-            adapter = case.adapter if found.adapter is None else found.adapter
             return Run(
                 seconds=seconds,
                 passed=found.adapter is not None,
-                score=self._score(self._answers(adapter, store)),
-                retention=self._retention(adapter),
+                **self._served(found.adapter, store, found.rungs[-1].samples),
                 begin=self._stopping(case.adapter),
-                end=self._stopping(adapter),
                 curve=tuple(watch.curve),
                 steps=int(str(found.parameters.get("tuningSteps", 0))),
                 origin=(found.origin or Origin.COPIED).value,
                 parts=found.evidence["seconds"],  # type: ignore[arg-type]
             )
 
-    def _judged(
-        self, name: str, make: Callable[[Stopwatch, Store], tuple[LoraAdapter, int]], begin: LoraAdapter
-    ) -> Run:
+    def _judged(self, name: str, make: Callable[[Stopwatch, Store], _Made], begin: LoraAdapter) -> Run:
         """Makes the one candidate of a way and asks the gate."""
         rule = gate.Rule.for_policy(CONFIDENCE, self.case.margin, len(self.case.splits.gate), rungs=1)
         with self._own_store(name) as store:
             watch = Stopwatch(self._log)
-            adapter, steps = make(watch, store)
-            answers = self._answers(adapter, store)
+            made = make(watch, store)
+            answers = self._answers(made.adapter, store)
             found = compare(self._old("gate"), answers, self._measure, rule, lambda _: None)
-            seconds = watch.seconds()
+            seconds, passed = watch.seconds(), found.decision is gate.Decision.PASS
             return Run(
                 seconds=seconds,
-                passed=found.decision is gate.Decision.PASS,
-                score=self._score(answers),
-                retention=self._retention(adapter),
+                passed=passed,
+                **self._served(made.adapter if passed else None, store, found.evidence.samples),
                 begin=self._stopping(begin),
-                end=self._stopping(adapter),
                 curve=tuple(watch.curve),
-                steps=steps,
+                steps=made.steps,
                 origin=name,
+                tested=tuple((second, self._score(self._answers(a, store))) for second, a in made.seen),
             )
+
+    def _served(self, passed: LoraAdapter | None, store: Store, samples: int) -> dict[str, Any]:
+        """What a ``Run`` says of the variant that passed after ``samples`` examples, or else of Copy."""
+        adapter = self.case.adapter if passed is None else passed
+        return {
+            "score": self._score(self._answers(adapter, store)),
+            "retention": self._retention(adapter),
+            "end": self._stopping(adapter),
+            "unseen": None if passed is None else self._unseen(passed, store, samples),
+        }
+
+    def _unseen(self, adapter: LoraAdapter, store: Store, samples: int) -> Unseen | None:
+        """On what of the gate's examples was left after ``samples``, and on the spare ones."""
+        case, form = self.case, self._measure.form
+        examples = (*case.splits.gate[samples:], *case.spare)
+        if len(examples) < LEAST_UNSEEN:
+            return None
+        old = [*self._old("gate").all()[samples:], *self._old("spare").all()]
+        spare = AnswerStream(Pair(case.move.new, adapter), case.spare, form).all()
+        new = [*self._answers(adapter, store).all()[samples:], *spare]
+        scores = (self._measure.scores(examples, answers, old) for answers in (new, old))
+        gains = [case.metric.gain(after, before) for after, before in zip(*scores, strict=True)]
+        return Unseen(len(gains), statistics.fmean(gains), statistics.stdev(gains) / math.sqrt(len(gains)))
 
     def _of_pair(self, pair: Path, seconds: dict[str, float]) -> Yardstick:
         store, old, new = Store(pair), self.case.move.old, self.case.move.new
         with alone(pair / ".lock"):
-            found, seconds["yardstick"] = _timed_once(pair / "yardstick.s", lambda: cached_yardstick(store, old, new))
+            found, seconds["yardstick"] = timed_once(pair / "yardstick.s", lambda: cached_yardstick(store, old, new))
             if found.measurable:
-                _, seconds["replay"] = _timed_once(pair / "replay.s", lambda: cached_replay(store, new))
+                _, seconds["replay"] = timed_once(pair / "replay.s", lambda: cached_replay(store, new))
         return found
 
     def _prepare(self, yardstick: Yardstick | None, seconds: dict[str, float]) -> Shared:
@@ -232,7 +305,8 @@ class Contest:
     def _old(self, part: str) -> AnswerStream:
         case = self.case
         cache = AnswerCache.of(self._store, self._data, case.move.old, self._data, part, self._measure.form)
-        return AnswerStream(Pair(case.move.old, case.adapter), getattr(case.splits, part), self._measure.form, cache)
+        examples = case.spare if part == "spare" else getattr(case.splits, part)
+        return AnswerStream(Pair(case.move.old, case.adapter), examples, self._measure.form, cache)
 
     def _answers(self, adapter: LoraAdapter, store: Store) -> AnswerStream:
         """The new pair's to the gate's examples, where ``repair`` keeps them too."""
@@ -251,7 +325,7 @@ class Contest:
             yardstick=self.shared.yardstick,
             of_copy=None,
             min_retention=0.0,
-            max_steps=MAX_STEPS,
+            max_steps=self.case.max_steps,
             journal=Journal(store, digest_of([self.case.name, name]), circumstances(new), self._log),
             log=watch,
         )
@@ -261,7 +335,7 @@ class Contest:
         return mean(self._measure.scores(answers.examples, given, given))
 
     def _stopping(self, adapter: LoraAdapter) -> float | None:
-        """Accuracy on the stopping examples; asked once per adapter."""
+        """Score on the stopping examples; asked once per adapter."""
         if self.shared.yardstick is None:
             return None
         new, form, examples = self.case.move.new, self._measure.form, self.case.splits.stopping
@@ -279,7 +353,7 @@ class Contest:
             shutil.rmtree(folder)
 
 
-def _timed_once(file: Path, make: Callable[[], T]) -> tuple[T, float]:
+def timed_once(file: Path, make: Callable[[], T]) -> tuple[T, float]:
     """What is made, and the CPU seconds that it took when it was made first."""
     begin = time.process_time()
     made = make()
@@ -292,6 +366,7 @@ WAYS: Mapping[str, Callable[[Contest], Run]] = {
     "Copy": Contest.copy,
     "scratch": Contest.scratch,
     "Copy+tuning": Contest.copy_and_tune,
+    "ReLoRA": Contest.relora,
     "ours": Contest.ours,
     "Refresh": Contest.refresh,
 }

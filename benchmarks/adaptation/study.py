@@ -1,102 +1,167 @@
-"""A study of what to do with an adapter when its base moves: cases, ways, seeds, and what each way comes to.
+"""The whole study in one command: what to do with an adapter when its base moves, and what each part of ours is worth.
 
-    .venv/bin/python benchmarks/adaptation/study.py --out out/study [--data DIR] [--small]
+    .venv/bin/python benchmarks/adaptation/study.py --out out/study [--data DIR] [--small] [--processes N]
 
-Every (case, way) is one JSON file in --out and is not computed again, so the study can be stopped and started; with
-``--tables-only`` tables and plots (*.svg in --out) are made of what is there. Seconds are CPU seconds of a single
-thread: on two cores start it twice, with ``--part 1/2`` and ``--part 2/2``. ``--ways Copy`` is cheap, it computes
-nothing about retention: for more moves, to fit the predictor to (``predictor.py``), in an --out of its own.
+Runs the other scripts of this folder, N at a time (default: as many as there are processors), each with its output in a
+folder of --out and what it says in a .log beside it:
+
+    cases       every way over every (move, task, size, seed); as many processes as N, which share the cases
+    moves       Copy alone over more moves, for the predictor
+    ablations   ways of finding a start, and of tuning from it, over the strong and the harder move
+    fleet       eight adapters over one move: one Job, single Jobs, plain tuning
+    continual   SD-LoRA on Banking77 (only with --data)
+    predictor   how well Copy's loss is told beforehand, from cases and moves; last
+
+What the scripts print is collected in ``report.md``. Stopped and started with the same arguments it goes on: every
+script keeps what it has computed. ``--small`` is less of everything: one task, the harder move with 200 examples and
+three seeds, Copy alone over two more moves, one seed of four ablations, two adapters, the quick version of the last.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice, product
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from strategies import WAYS, Contest, Trial
-from study_bases import ADAPTER_STEPS, MOVES, Shelf, read_study_adapter
-from study_charts import plot_study
-from study_rows import Case, Row, read_rows, write_row
-from study_tables import tables
+_HERE = Path(__file__).resolve().parent
+_SEEDS = 3
+_SMALL_ABLATIONS = (
+    "Copy, no search",
+    "GP + EI",
+    "Copy, then plain tuning",
+    "… pulled to the start, by product (ships)",
+)
 
-from readapt_runtime.adapt.item import Move
-from readapt_runtime.progress import JsonLog, Log
 
-MARGIN = 0.03
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One process."""
+
+    name: str
+    """Of its log, and of its part of the report."""
+    script: str
+    arguments: tuple[str, ...]
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, str(_HERE / self.script), *self.arguments]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    moves: Sequence[str]
-    tasks: Sequence[str]
-    sizes: Sequence[int]
-    seeds: int
-    ways: Sequence[str]
-    part: int = 1
-    parts: int = 1
-    """Of so many processes this one goes through every so manieth case, from the ``part``-th on."""
-    adapter_steps: int = ADAPTER_STEPS
+    out: Path
+    data: Path | None
+    small: bool
+    processes: int
+    move_seeds: int = 1
+    """Orders of the text of each move."""
+    base: Path | None = None
+    """For continual learning; None: the study's v1."""
 
-    def cases(self) -> Iterator[Case]:
-        """The move outermost: its bases are loaded once."""
-        every = product(self.moves, self.tasks, self.sizes, range(self.seeds))
-        return islice(every, self.part - 1, None, self.parts)
+    def work(self) -> list[Step]:
+        """What may run at the same time, the longest first."""
+        single = [self._fleet(), *self._continual(), *self._ablations()]
+        return [*self._shared("cases", self._cases()), *single, *self._shared("moves", self._moves())]
+
+    def tables(self) -> list[Step]:
+        """What is made of the rows afterwards, seconds each."""
+        studies = [str(self.out / name) for name in ("cases", "moves")]
+        predictor = ("--study", *studies, *self._data())
+        return [
+            Step("cases", "cases.py", (*self._out("cases"), *self._data(), "--tables-only")),
+            Step("predictor", "predictor.py", predictor),
+        ]
+
+    def _cases(self) -> list[str]:
+        if self.small:
+            return ["--small"]
+        return ["--seeds", str(_SEEDS), "--moves", *self._seeded("mild", "strong", "harder")]
+
+    def _moves(self) -> list[str]:
+        """Together with those of the cases at least three, so that a law is fitted to two and tried on another."""
+        names = ("mild", "strong") if self.small else ("mild", "firm", "strong", "severe", "records")
+        tasks = ["intents20" if self.data else "parcels"] if self.small else []
+        chosen = ["--tasks", *tasks] if tasks else []
+        seeds = 1 if self.small else _SEEDS
+        return ["--ways", "Copy", "--sizes", "200", "--seeds", str(seeds), "--moves", *self._seeded(*names), *chosen]
+
+    def _shared(self, name: str, arguments: Sequence[str]) -> list[Step]:
+        """The cases of one plan, dealt to all processes."""
+        parts = range(1, self.processes + 1)
+        whole = (*self._out(name), *self._data(), *arguments)
+        return [Step(f"{name}-{part}", "cases.py", (*whole, "--part", f"{part}/{self.processes}")) for part in parts]
+
+    def _ablations(self) -> list[Step]:
+        moves = ("harder",) if self.small else ("harder", "strong")
+        less = ("--seeds", "1", "--ways", *_SMALL_ABLATIONS) if self.small else ("--seeds", str(_SEEDS))
+        return [
+            Step(name, "ablations.py", (*self._out(name), *self._data(), "--move", move, *less))
+            for move in moves
+            for name in (f"ablations-{move}",)
+        ]
+
+    def _fleet(self) -> Step:
+        return Step("fleet", "fleet.py", (*self._out("fleet"), *self._data(), "--adapters", "2" if self.small else "8"))
+
+    def _continual(self) -> list[Step]:
+        if self.data is None:
+            return []
+        base = ("--base", str(self.base)) if self.base else ()
+        out = ("--out", str(self.out / "continual.jsonl"))
+        quick = ("--quick",) if self.small else ()
+        return [Step("continual", "continual.py", (*base, "--data", str(self.data / "banking77"), *out, *quick))]
+
+    def _seeded(self, *moves: str) -> list[str]:
+        return [f"{move}@{seed}" if seed else move for move in moves for seed in range(self.move_seeds)]
+
+    def _out(self, name: str) -> tuple[str, str]:
+        return "--out", str(self.out / name)
+
+    def _data(self) -> tuple[str, ...]:
+        return () if self.data is None else ("--data", str(self.data))
 
 
-class Study:
-    """The cases of a plan, one after the other."""
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Runs steps and keeps what they print."""
 
-    def __init__(self, plan: Plan, shelf: Shelf, out: Path, log: Log) -> None:
-        self._plan = plan
-        self._shelf = shelf
-        self._out = out
-        self._log = log
-        self._loaded: tuple[str, Move] | None = None
+    out: Path
+    say: Callable[[str], None]
 
-    def run(self) -> None:
-        for case in self._plan.cases():
-            missing = [way for way in self._plan.ways if not self._file(case, way).is_file()]
-            if missing:
-                self._contest(case, missing)
+    def run(self, steps: Sequence[Step], processes: int) -> list[Step]:
+        """Those that failed; the others are done all the same."""
+        with ThreadPoolExecutor(processes) as pool:
+            codes = list(pool.map(self._step, steps))
+        return [step for step, code in zip(steps, codes, strict=True) if code != 0]
 
-    def _contest(self, case: Case, ways: Sequence[str]) -> None:
-        move, task, size, seed = case
-        said = f"{move} {task} {size} {seed}"
-        say(said)
-        adapter = read_study_adapter(self._shelf.adapter(task, seed, self._plan.adapter_steps), self._shelf.v1())
-        splits = self._shelf.task(task, size, seed)
-        stores = self._out / ".store" / move
-        contest = Contest(
-            Trial(said, self._move(move), adapter, splits, seed, MARGIN),
-            pair=stores / "pair",
-            folder=stores / f"{task}-{size}-{seed}",
-            log=self._log,
-            copy_alone=tuple(self._plan.ways) == ("Copy",),
-        )
-        for way in ways:
-            found, shared = WAYS[way](contest), contest.shared
-            facts = {"old_score": shared.old_score, "of_copy": contest.of_copy, "shared": dict(shared.seconds)}
-            row = Row(move=move, task=task, size=size, seed=seed, way=way, **facts, **asdict(found))
-            write_row(self._file(case, way), row)
-            kept = "–" if found.retention is None else f"{found.retention:.3f}"
-            say(
-                f"  {way}: {100 * found.score:.1f} % (old pair {100 * shared.old_score:.1f} %), retention {kept},"
-                f" {'passed' if found.passed else 'not passed'} after {found.seconds:.0f} s"
-            )
+    def printed(self, step: Step) -> str:
+        file = self.out / f"{step.name}.md"
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
 
-    def _move(self, name: str) -> Move:
-        if self._loaded is None or self._loaded[0] != name:
-            self._loaded = name, self._shelf.load(name)
-        return self._loaded[1]
+    def _step(self, step: Step) -> int:
+        self.say(f"{step.name} begins: {shlex.join(step.command[1:])}")
+        begin = time.monotonic()
+        with (
+            (self.out / f"{step.name}.md").open("w", encoding="utf-8") as told,
+            (self.out / f"{step.name}.log").open("a", encoding="utf-8") as log,
+        ):
+            code = subprocess.run(step.command, stdout=told, stderr=log, check=False).returncode
+        ended = "ended" if code == 0 else f"failed with code {code}, see {step.name}.log,"
+        self.say(f"{step.name} {ended} after {time.monotonic() - begin:.0f} s")
+        return code
 
-    def _file(self, case: Case, way: str) -> Path:
-        return self._out / "-".join(map(str, case)) / f"{way}.json"
+
+def report(plan: Plan, runner: Runner) -> str:
+    """What every script printed, under its name; the parts that share cases are told by their common tables."""
+    steps = [*plan.tables(), *(step for step in plan.work() if step.script != "cases.py")]
+    return "\n".join(f"## {step.name}\n\n{text}" for step in steps if (text := runner.printed(step)))
 
 
 def say(text: str) -> None:
@@ -105,46 +170,32 @@ def say(text: str) -> None:
 
 def main() -> int:
     arguments = _parser().parse_args()
-    torch.set_num_threads(1)
-    tasks = arguments.tasks or (["intents20", "arc_easy"] if arguments.data else ["parcels", "shifts"])
-    plan = Plan(arguments.moves, tasks, arguments.sizes, arguments.seeds, arguments.ways, *arguments.part)
-    if arguments.small:
-        plan = replace(plan, moves=["harder"], tasks=tasks[:1], sizes=[200], seeds=3)
+    plan = Plan(
+        arguments.out,
+        arguments.data,
+        arguments.small,
+        arguments.processes or len(os.sched_getaffinity(0)),
+        arguments.move_seeds,
+        arguments.base,
+    )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with (arguments.out / "log.jsonl").open("a", encoding="utf-8") as stream:
-        study = Study(plan, Shelf(arguments.data, say), arguments.out, JsonLog(stream))
-        if not arguments.tables_only:
-            study.run()
-    rows = read_rows([arguments.out])
-    sys.stdout.write(tables(rows))
-    plot_study(rows, arguments.out)
-    return 0
+    runner = Runner(arguments.out, say)
+    failed = [*runner.run(plan.work(), plan.processes), *runner.run(plan.tables(), 1)]
+    text = report(plan, runner)
+    (arguments.out / "report.md").write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
+    return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, one JSON file each")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folders banking77, arc_easy, …, and math_text")
-    parser.add_argument("--moves", nargs="+", default=["mild", "strong", "harder"], choices=sorted(MOVES))
-    parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="default: intents20 arc_easy; without --data parcels shifts"
-    )
-    parser.add_argument("--sizes", nargs="+", type=int, default=[200, 1000], help="training examples to repair with")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--small", action="store_true", help="one move, one task, 200 examples, three seeds")
-    parser.add_argument(
-        "--part", type=_part, default=(1, 1), metavar="I/N", help="this process is the I-th of N that share the cases"
-    )
-    parser.add_argument("--tables-only", action="store_true")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folders banking77, arc_easy and math_text")
+    parser.add_argument("--small", action="store_true", help="less of everything, for two processors")
+    parser.add_argument("--processes", type=int, metavar="N", help="default: one per processor")
+    parser.add_argument("--move-seeds", type=int, default=1, metavar="N", help="orders of the text of each move")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="for continual learning; default: that of the study")
     return parser
-
-
-def _part(text: str) -> tuple[int, int]:
-    part, parts = (int(number) for number in text.split("/"))
-    if not 1 <= part <= parts:
-        raise ValueError(text)
-    return part, parts
 
 
 if __name__ == "__main__":

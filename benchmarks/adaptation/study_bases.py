@@ -10,28 +10,30 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
 from answers import one_word_each
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from readapt_api.adaptation import Metric
 from readapt_demo import tasks as generated
 from readapt_demo import training
 from readapt_demo.models import base_v1, cache_root
 from readapt_runtime.adapt.base import LoadedBase, load_base
-from readapt_runtime.adapt.data import Splits, read_examples, split
+from readapt_runtime.adapt.data import Example, Splits, read_examples, split
 from readapt_runtime.adapt.item import Move
 from readapt_runtime.adapt.retrain import blank
 from readapt_runtime.adapt.tokens import encode
 from readapt_runtime.adapt.tuning import Evaluation, Lessons, Tuning, tune
 from readapt_runtime.drift import measure, read_drift
 from readapt_runtime.lora_format import LoraAdapter, LoraModule, base_shapes, read_adapter, write_adapter
-from readapt_runtime.progress import JsonLog
+from readapt_runtime.progress import JsonLog, Log
 
 Say = Callable[[str], None]
 INTENTS = "intents20"
@@ -41,6 +43,8 @@ ADAPTER_STEPS, ADAPTER_RATE, ADAPTER_BATCH = 120, 1e-3, 16
 _RECORDS = 30
 """Generated records per step: enough to read none of them twice."""
 _INTENTS = 20
+_TESTED = 800
+"""Examples of the gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,22 @@ MOVES = {
     )
 }
 """The first three are the study's, the others the predictor's as well; ``records`` is the demo's."""
+SPELLED = "-spelled"
+"""Ends the name of a task whose answers are generated, several words each, and judged by ExactMatch: the full names of
+the intents, or both groups that a generated label stands for."""
 _GENERATED = {"parcels": generated.PARCELS, "shifts": generated.SHIFTS}
+
+
+def metric_of(task: str) -> Metric:
+    return Metric.EXACT_MATCH if task.endswith(SPELLED) else Metric.ACCURACY
+
+
+def move_of(name: str) -> tuple[BaseMove, int]:
+    """``harder`` is that of seed 0, ``harder@2`` that whose text is ordered by seed 2. Raises ValueError for others."""
+    kind, _, seed = name.partition("@")
+    if kind not in MOVES:
+        raise ValueError(f"{name}: there are {', '.join(MOVES)}, each with @SEED")
+    return MOVES[kind], int(seed or 0)
 
 
 class Shelf:
@@ -82,8 +101,9 @@ class Shelf:
     def v1(self) -> Path:
         return base_v1(self._say)
 
-    def moved(self, move: BaseMove, seed: int) -> Path:
-        """The version after ``move``; ``seed`` orders the text."""
+    def moved(self, move_name: str) -> Path:
+        """The version after a move that ``move_of`` knows."""
+        move, seed = move_of(move_name)
         name = self._name(move, seed)
 
         def make(out: Path) -> None:
@@ -92,24 +112,43 @@ class Shelf:
 
         return self._made(name, make)
 
-    def drift(self, move: BaseMove, seed: int) -> Path:
-        """What ``move`` changed, as a drift artifact."""
-        moved = self.moved(move, seed)
-        return self._made(f"drift-{self._name(move, seed)}", lambda out: self._measure(moved, out))
+    def drift(self, move: str) -> Path:
+        """What a move changed, as a drift artifact."""
+        moved = self.moved(move)
+        return self._made(f"drift-{self._name(*move_of(move))}", lambda out: self._measure(moved, out))
+
+    def measure_drift(self, move: str, log: Log) -> None:
+        """As ``drift``, and throws it away."""
+        old, new = self.v1(), self.moved(move)
+        with TemporaryDirectory() as scratch:
+            measure(old, new, Path(scratch) / "drift", log)
 
     def task(self, name: str, train: int, seed: int) -> Splits:
+        """What ``examples`` are to those who repair."""
+        parts = self.examples(name, train, seed)
+        return split(parts["train"], parts["validation"], parts["test"], metric=metric_of(name))
+
+    def examples(self, name: str, train: int, seed: int) -> Mapping[str, Sequence[Example]]:
         """``train`` examples to repair with, drawn by ``seed``; validation and test as they are, test at most 800."""
         folder = self._task_folder(name)
         parts = {part: read_examples(folder / f"{part}.jsonl") for part in ("train", "validation", "test")}
         chosen = random.Random(seed).sample(parts["train"], min(train, len(parts["train"])))
-        test = random.Random(0).sample(parts["test"], min(800, len(parts["test"])))
-        return split(chosen, parts["validation"], test)
+        test = random.Random(0).sample(parts["test"], min(_TESTED, len(parts["test"])))
+        return {"train": chosen, "validation": parts["validation"], "test": test}
+
+    def spare(self, name: str, splits: Splits) -> tuple[Example, ...]:
+        """Up to 800 test examples more, whose prompts are in none of ``splits``."""
+        known = {e.prompt for part in (splits.train, splits.search, splits.stopping, splits.gate) for e in part}
+        trained = {e.prompt for e in read_examples(self._task_folder(name) / "train.jsonl")}
+        test = read_examples(self._task_folder(name) / "test.jsonl")
+        left = [e for e in test if e.prompt not in known and e.prompt not in trained]
+        return tuple(random.Random(1).sample(left, min(_TESTED, len(left))))
 
     def load(self, name: str) -> Move:
-        """A move of MOVES in memory."""
-        old, new = self.v1(), self.moved(MOVES[name], seed=0)
+        """A move that ``move_of`` knows, in memory."""
+        old, new = self.v1(), self.moved(name)
         pair = (load_base(folder, f"sha256:{key * 64}") for folder, key in ((old, "1"), (new, "2")))
-        return Move(*pair, read_drift(self.drift(MOVES[name], seed=0)))
+        return Move(*pair, read_drift(self.drift(name)))
 
     def adapter(self, task: str, seed: int, steps: int = ADAPTER_STEPS) -> Path:
         """A LoRA of rank 8 on all linear modules of v1, trained on all of the task's training examples."""
@@ -117,14 +156,15 @@ class Shelf:
         return self._made(name, lambda out: self._train(task, seed, steps, out))
 
     def _task_folder(self, name: str) -> Path:
-        if name in _GENERATED:
-            splits = generated.generate(_GENERATED[name], 2000, 1000, 800)
-            return self._made(f"task-{name}", lambda out: generated.write_splits(splits, out))
+        plain, spelled = name.removesuffix(SPELLED), name.endswith(SPELLED)
+        if plain in _GENERATED:
+            return self._made(f"task-{name}-{2 * _TESTED}", lambda out: _generate(_GENERATED[plain], out, spelled))
         if self._data is None:
-            raise SystemExit(f"{name} needs --data; without it there are {', '.join(_GENERATED)}")
+            known = [task + end for task in _GENERATED for end in ("", SPELLED)]
+            raise SystemExit(f"{name} needs --data; without it there are {', '.join(known)}")
         if name.startswith(INTENTS):
-            source, skipped = self._data / "banking77", int(name.removeprefix(INTENTS) or 0)
-            tokenizer = AutoTokenizer.from_pretrained(self.v1())
+            source, skipped = self._data / "banking77", int(plain.removeprefix(INTENTS) or 0)
+            tokenizer = None if spelled else AutoTokenizer.from_pretrained(self.v1())
             return self._made(f"task-{name}", lambda out: cut_intents(source, out, tokenizer, skipped))
         return self._data / name
 
@@ -189,22 +229,38 @@ def read_study_adapter(folder: Path, base: Path) -> LoraAdapter:
     return read_adapter(folder, base_shapes(base))
 
 
-def cut_intents(source: Path, out: Path, tokenizer: PreTrainedTokenizerBase, skipped: int = 0) -> None:
-    """Twenty intents of Banking77, the most frequent after ``skipped``; one word answers each, of its name if possible.
+def cut_intents(source: Path, out: Path, tokenizer: PreTrainedTokenizerBase | None, skipped: int = 0) -> None:
+    """Twenty intents of Banking77, the most frequent after ``skipped``.
 
-    With words that say nothing 120 steps come to 58 % only, and any tuning then beats the adapter that it should equal.
+    One word answers each, of its name if possible; without ``tokenizer`` it is the name as it is. With words that say
+    nothing 120 steps come to 58 % only, and any tuning then beats the adapter that it should equal.
     """
     parts = {part: _lines(source / f"{part}.jsonl") for part in ("train", "validation", "test")}
     counts = Counter(row["completion"].strip() for row in parts["train"])
     names = sorted(counts, key=lambda name: (-counts[name], name))[skipped:][:_INTENTS]
-    words = one_word_each(names, tokenizer)
+    words = {name: f" {name}" for name in names} if tokenizer is None else one_word_each(names, tokenizer)
     for part, rows in parts.items():
         kept = [
-            {"prompt": row["prompt"], "completion": words[row["completion"].strip()]}
+            Example(row["prompt"], words[row["completion"].strip()])
             for row in rows
             if row["completion"].strip() in words
         ]
-        (out / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        write_examples(out, {part: kept})
+
+
+def write_examples(folder: Path, parts: Mapping[str, Sequence[Example]]) -> None:
+    """JSON Lines, one file per part."""
+    for part, examples in parts.items():
+        lines = (json.dumps({"prompt": e.prompt, "completion": e.completion}) + "\n" for e in examples)
+        (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _generate(task: generated.Task, out: Path, spelled: bool) -> None:
+    """Spelled, the answer is not the label's word but the two groups that it stands for, such as `` fish Europe``."""
+    groups = {word: f" {first} {second}" for (first, second), word in task.labels.items()}
+    for part, rows in generated.generate(task, 2000, 1000, 2 * _TESTED).items():
+        answers = [groups[row["completion"].strip()] if spelled else row["completion"] for row in rows]
+        write_examples(out, {part: [Example(row["prompt"], a) for row, a in zip(rows, answers, strict=True)]})
 
 
 def _lines(path: Path) -> list[dict[str, str]]:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 Case = tuple[str, str, int, int]
 """(move, task, training examples, seed)"""
-_USES_YARDSTICK = ("ours", "Refresh")
+MARGIN = 0.03
+_OF_PAIR = ("yardstick", "replay", "drift")
+_USES_PAIR = ("ReLoRA", "ours", "Refresh")
+"""The ways that need what is computed once per base pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +29,29 @@ class Row:
     of_copy: float | None
     """Retention of Copy."""
     shared: Mapping[str, float]
-    """CPU seconds spent once: ``yardstick`` and ``replay`` per base pair, ``old answers`` per case."""
+    """CPU seconds spent once: ``yardstick``, ``replay`` and ``drift`` per base pair, ``old answers`` per case."""
     seconds: float
     """CPU seconds to the gate's decision, without what is shared."""
     passed: bool
     score: float
     retention: float | None
     curve: Sequence[Sequence[float]]
-    """(CPU seconds so far, accuracy on the stopping examples) per evaluation."""
+    """(CPU seconds so far, score on the stopping examples) per evaluation."""
     steps: int
     origin: str
     parts: Mapping[str, float]
     begin: float | None = None
-    """Accuracy on the stopping examples of what the way starts from; None in rows of Copy alone, and of a study that
+    """Score on the stopping examples of what the way starts from; None in rows of Copy alone, and of a study that
     did not time its evaluations yet: these are in no table over time."""
     end: float | None = None
-    """The same of what it came to."""
+    """The same of what is served afterwards: the variant that passed, else Copy."""
+    tested: Sequence[Sequence[float]] = ()
+    """(CPU seconds so far, score on the gate's examples) per best checkpoint; of plain tuning alone."""
+    unseen: Mapping[str, float] | None = None
+    """``examples``, ``gain`` and its ``error`` of a variant that passed, on test examples that its gate had not looked
+    at; None where there are too few."""
+    margin: float = MARGIN
+    metric: str = "Accuracy"
 
     @property
     def case(self) -> Case:
@@ -54,7 +64,15 @@ class Row:
 
     def with_shared(self, of_pair: float) -> float:
         """CPU seconds as if this adapter were the only one of its base pair, which cost ``of_pair`` seconds."""
-        return self.seconds + self.shared.get("old answers", 0.0) + of_pair * (self.way in _USES_YARDSTICK)
+        return self.seconds + self.shared.get("old answers", 0.0) + of_pair * self.needs_pair
+
+    @property
+    def needs_pair(self) -> bool:
+        return self.way in _USES_PAIR
+
+    def tested_at(self, second: float) -> float:
+        """Score on the gate's examples of the best checkpoint at ``second``. Raises IndexError without checkpoints."""
+        return [score for begin, score in self.tested if begin <= second][-1]
 
 
 def write_row(file: Path, row: Row) -> None:
@@ -75,6 +93,10 @@ def by_case(rows: Iterable[Row]) -> dict[Case, list[Row]]:
     return groups
 
 
+def of_way(rows: Iterable[Row], way: str) -> dict[Case, Row]:
+    return {row.case: row for row in rows if row.way == way}
+
+
 def complete(rows: Sequence[Row]) -> list[Row]:
     """Those of the cases in which every way of the study has a row: what may be averaged over cases and compared."""
     ways = {row.way for row in rows}
@@ -83,9 +105,9 @@ def complete(rows: Sequence[Row]) -> list[Row]:
 
 
 def seconds_of_pair(rows: Iterable[Row]) -> dict[str, float]:
-    """Move -> CPU seconds of its yardstick and text; a later case of the move found them there and has near zero."""
+    """Move -> CPU seconds of its yardstick, text and drift; a later case of the move found them and has near zero."""
     seconds: dict[str, float] = {}
     for row in rows:
-        own = row.shared.get("yardstick", 0.0) + row.shared.get("replay", 0.0)
+        own = sum(row.shared.get(part, 0.0) for part in _OF_PAIR)
         seconds[row.move] = max(own, seconds.get(row.move, 0.0))
     return seconds

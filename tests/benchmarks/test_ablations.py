@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ablations import SEARCH, SIBLINGS, WAYS, Ablation, grade, ground_of, table
+from ablations import SEARCH, SIBLINGS, WAYS, Ablation, Row, grade, ground_of, table
+from intervals import share_with_interval
 from start_gradients import Scalars
 from starts import GRID, TRIALS, Ground, fold_groups
 from tunings import OfFactors, ToZero
@@ -111,13 +112,13 @@ def test_every_way_is_measured_once_and_no_start_gives_the_update_away(ground: G
     assert rows == again
     assert len(made) == len(rows)
     copied = next(row for row in rows if row.way == "Copy, no search")
-    assert (copied.accuracy, copied.loss) == pytest.approx(grade(ground, ground.adapter))
+    assert (copied.accuracy, copied.loss) == pytest.approx(grade(ground.move.new, ground, ground.adapter))
     searched = {row.seed: row for row in rows if row.way == SEARCH}
     assert searched[0].trials == TRIALS
     assert searched[0].loss < copied.loss
     (point,) = next(row for row in rows if row.way == SIBLINGS).points
     assert point in [*searched[1].points, [COPY.alpha, COPY.beta]]
-    by_way = {line.split(" | ")[0].removeprefix("| "): line for line in table(rows).splitlines()[2:]}
+    by_way = {line.split(" | ")[0].removeprefix("| "): line for line in table(rows).splitlines()[4:]}
     assert list(by_way) == [way for way in WAYS if way in ways]
 
 
@@ -132,3 +133,28 @@ def test_the_readings_of_l2_are_zero_where_they_should_be_and_count_what_they_sa
     assert float(OfFactors(start)(twice)) == pytest.approx(b / (a + b), rel=1e-5)
     assert float(ToZero(start)(start)) == pytest.approx(1.0, rel=1e-4)
     assert float(ToZero(start)(twice)) == pytest.approx(4.0, rel=1e-4)
+
+
+def test_recovered_is_gains_over_losses() -> None:
+    """Copy lost 10, 4 and 1 points; of these 15 the way won 8, 4 and 0 back: 80 %."""
+    found = share_with_interval([8.0, 4.0, 0.0], [10.0, 4.0, 1.0])
+    assert found.startswith("80 % ± ")
+    assert share_with_interval([8.0], [10.0]) == "80 %"
+    assert share_with_interval([1.0, 2.0], [-1.0, 0.5]) == "–"
+
+
+def test_the_table_tells_what_a_start_recovers_and_keeps() -> None:
+    def found(way: str, accuracy: float, retention: float) -> Row:
+        return Row(way, 0, accuracy, 0.5, retention, True, 1.0, 1, [(1.0, 0.0)], of_old=0.9, of_copy=0.8)
+
+    text = table([found("Copy, no search", 0.8, 0.8), found(SEARCH, 0.89, 0.76)])
+    assert text.startswith("Old pair: 90.0 %.")
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {SEARCH} "))
+    assert [cell.strip() for cell in line.strip("|").split("|")][2:8] == [
+        "89.0",
+        "+9.0",
+        "90 %",
+        "0.500",
+        "0.760",
+        "0.950",
+    ]
