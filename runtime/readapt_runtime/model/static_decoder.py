@@ -13,7 +13,6 @@ import torch
 
 from readapt_runtime.engine.core import Batch
 from readapt_runtime.engine.pool import PagePool, kv_pages
-from readapt_runtime.model.accelerator import Accelerator, accelerator_of
 from readapt_runtime.model.backends import Bounds
 from readapt_runtime.model.config import DecoderConfig
 from readapt_runtime.model.decoder import Layers
@@ -49,10 +48,9 @@ class StaticDecoder:
         ops: Ops,
         pool: PagePool,
         bounds: Bounds,
-        accelerator: Accelerator | None = None,
         options: StepOptions = StepOptions(),
     ) -> None:
-        accelerator = accelerator or accelerator_of(pool.device)
+        accelerator = pool.accelerator
         tokens, rows = bounds.max_batch_tokens, bounds.max_running
         places = AdapterPlaces(config, pool, tokens, rows, bounds.max_rank)
         limits = StepLimits(tokens, rows, kv_pages(bounds.max_model_len), places.layout.num_words)

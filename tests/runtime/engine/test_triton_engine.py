@@ -34,8 +34,9 @@ class Static:
     def of(cls, tiny: Tiny, limits: EngineLimits, num_pages: int = 120, **options: bool) -> Static:
         tape = LaunchTape()
         ops = TorchOps(tiny.config.rms_norm_eps)
-        decoder = partial(StaticDecoder, accelerator=tape, options=StepOptions(**options))
-        engine = tiny.engine(num_pages, limits, PageOrder.PAGE_MAJOR, max_model_len=64, decoder=decoder, ops=ops)
+        decoder = partial(StaticDecoder, options=StepOptions(**options))
+        order = PageOrder.PAGE_MAJOR
+        engine = tiny.engine(num_pages, limits, order, max_model_len=64, decoder=decoder, ops=ops, accelerator=tape)
         return cls(tiny, tape, engine)
 
     def answer(self, names: Sequence[str | None], lengths: Sequence[int], counts: Sequence[int]) -> None:
