@@ -24,6 +24,9 @@ build() { buildah bud --isolation chroot --storage-driver overlay --layers=false
 rm -rf dist
 .venv/bin/python -m build --wheel --no-isolation --outdir dist . >/dev/null
 .venv/bin/python -m readapt_kernels.cpu.build dist >/dev/null
+headers() { [ -f "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]; }
+headers || { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && { say "installing python3-dev with apt-get"; apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3-dev >/dev/null; }; } || true
+.venv/bin/python -m readapt_kernels.triton_driver dist >/dev/null || say "the runtime image will not serve on a GPU"
 for part in operator runtime; do
   key=$(cat "requirements/$part.txt" requirements/uv.txt images/deps.Containerfile | sha256sum | cut -c1-16)
   deps="localhost/readapt/$part-deps:$key"

@@ -8,18 +8,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from readapt_testing.sm90 import NAMES
 from readapt_testing.triton_modes import compiled_by
 
 THREADS = 128
 VECTOR = 16
 BF16 = 2
-LAUNCHES = [
-    f"{model}-{size}-{kernel}-{linear}"
-    for model in ("llama", "smol")
-    for size in ("small", "large")
-    for kernel in ("shrink", "expand")
-    for linear in (0, 1)
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +44,13 @@ def kernels() -> dict[str, Compiled]:
     return {name: Compiled(**found) for name, found in json.loads(compiled_by("readapt_testing.sm90")).items()}
 
 
-@pytest.fixture(params=LAUNCHES)
+@pytest.fixture(params=NAMES)
 def kernel(request: pytest.FixtureRequest, kernels: dict[str, Compiled]) -> Compiled:
     return kernels[request.param]
 
 
 def test_every_launch_was_compiled(kernels: dict[str, Compiled]) -> None:
-    assert sorted(kernels) == sorted(LAUNCHES)
+    assert sorted(kernels) == sorted(NAMES)
 
 
 def test_nothing_spills(kernel: Compiled) -> None:
@@ -84,12 +78,12 @@ def test_page_times_stride_is_a_product_of_64_bits(kernel: Compiled) -> None:
     assert re.search(rf"arith\.muli {wide}, %\S+ : tensor<\d+xi64>", kernel.ttir)
 
 
-@pytest.mark.parametrize("name", [name for name in LAUNCHES if "small" in name])
+@pytest.mark.parametrize("name", [name for name in NAMES if "small" in name])
 def test_small_tiles_use_mma(kernels: dict[str, Compiled], name: str) -> None:
     assert kernels[name].positions(r"mma\.sync\.aligned\.m16n8k16\S*f32\.bf16\.bf16\.f32")
 
 
-@pytest.mark.parametrize("name", [name for name in LAUNCHES if "large" in name])
+@pytest.mark.parametrize("name", [name for name in NAMES if "large" in name])
 def test_large_tiles_use_wgmma_with_both_operands_in_shared_memory(kernels: dict[str, Compiled], name: str) -> None:
     """A first operand in registers is miscompiled by the assemblers before CUDA 13.3."""
     products = re.findall(r"wgmma\.mma_async\S* (\{[^}]*\}), (\S+), (\S+),", kernels[name].ptx)
@@ -98,7 +92,7 @@ def test_large_tiles_use_wgmma_with_both_operands_in_shared_memory(kernels: dict
     assert all(a.startswith("%rd") and b.startswith("%rd") for _, a, b in products)
 
 
-@pytest.mark.parametrize("name", [n for n in LAUNCHES if "small-shrink" in n and n != "smol-small-shrink-0"])
+@pytest.mark.parametrize("name", [n for n in NAMES if "small-shrink" in n and n != "smol-small-shrink-0"])
 def test_the_last_split_to_arrive_sees_what_all_others_wrote(kernels: dict[str, Compiled], name: str) -> None:
     """Plane stores, barrier, ticket, barrier, reads past L1: the interpreter cannot show this race."""
     kernel = kernels[name]

@@ -79,6 +79,14 @@ class WorkLayout:
             raise UnsupportedLayout(f"the tiles of {num_tokens} tokens depend on the adapters")
         return self.tiles_of(num_tokens, [0] * len(self.shapes.linears))
 
+    def all_tiles(self) -> list[Tiles]:
+        """One batch, as large as may be, for each set of kernels that batches launch."""
+        most, few = self.limits.max_tokens, self.tiles.small_tokens
+        small = self.small_tiles(min(most, few))
+        widths = range(RANK_STEP, self.bridge_width + 1, RANK_STEP)
+        large = [self.tiles_of(most, [width] * len(self.shapes.linears)) for width in widths] if most > few else []
+        return [small, *dict.fromkeys(large)]
+
     def tiles_of(self, num_tokens: int, columns: Sequence[int]) -> Tiles:
         """``columns``: per linear the most bridge columns that an adapter of the batch has."""
         table, chunk = self.tiles, self.shapes.chunk

@@ -2,7 +2,7 @@
 
 In: sizes from the config. Out: entries (lists of page indices) for the scheduler and the residency, and typed views
 for the backends. One page holds, for every layer, either 16 tokens of K and V or a stretch of an adapter's rank rows.
-The free list lives on the host; nothing here synchronises with a device.
+The free list lives on the host; nothing here waits for a device but the thread that fills an adapter's pages.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import torch
 from readapt_api.errors import Terminal, Transient
 from readapt_kernels.cpu.arena import Arena
 from readapt_runtime.engine.free_pages import FreePages
+from readapt_runtime.model.accelerator import Accelerator, Mark, accelerator_of
 from readapt_runtime.model.config import DecoderConfig
 
 BLOCK_TOKENS = 16
+_STAGED_PAGES = 16
+"""What scattered pages pass through on their way to a GPU: 32 MiB for Llama-3.1-8B, beside the pool."""
 
 
 class PoolTooSmall(Terminal):
@@ -71,6 +74,8 @@ class Entry:
 
     kind: PageKind
     pages: tuple[int, ...]
+    since: Mark | None = None
+    """What was launched before may still use the pages; None where they are written in the order of launches."""
 
     @property
     def consecutive(self) -> bool:
@@ -87,8 +92,10 @@ class PagePool:
         dtype: torch.dtype,
         device: torch.device,
         order: PageOrder | None = None,
+        accelerator: Accelerator | None = None,
     ) -> None:
         self.layout = layout
+        self.accelerator = accelerator or accelerator_of(device)
         self.dtype = dtype
         self.device = device
         self.order = order or (PageOrder.LAYER_MAJOR if device.type == "cpu" else PageOrder.PAGE_MAJOR)
@@ -97,6 +104,9 @@ class PagePool:
             raise PoolTooSmall(f"{memory_bytes} bytes hold no page of {layout.page_bytes(dtype)} bytes")
         self._bytes = _memory(self.num_pages * layout.page_bytes(dtype), device)
         self.pages = self._view()
+        self._staging: torch.Tensor | None = None
+        if self.order is PageOrder.PAGE_MAJOR:
+            self._staging = torch.empty_like(self.pages[:_STAGED_PAGES])
         self._free = FreePages(self.num_pages)
         self._entries: set[Entry] = set()
         self._used = dict.fromkeys(PageKind, 0)
@@ -125,7 +135,8 @@ class PagePool:
         if not self.can_allocate(count):
             raise PoolExhausted(f"{count} pages wanted, {self.num_free} free")
         run = self._free.take_run(count) if kind is PageKind.ADAPTER else None
-        entry = Entry(kind, tuple(self._free.take(count) if run is None else run))
+        since = self.accelerator.mark() if kind is PageKind.ADAPTER else None  # keys and values are written by steps
+        entry = Entry(kind, tuple(self._free.take(count) if run is None else run), since)
         self._entries.add(entry)
         self._used[kind] += count
         return entry
@@ -163,13 +174,34 @@ class PagePool:
         return self.pages[list(entry.pages), layer].reshape(-1)
 
     def write(self, entry: Entry, pages: torch.Tensor) -> None:
-        """Copies host pages ``[len(entry.pages), num_layers, elements]`` into the entry's."""
+        """Copies host pages ``[len(entry.pages), num_layers, elements]`` into the entry's; from any thread.
+
+        The calling thread waits until they are there, and steps go on meanwhile: the copies begin when those that
+        were launched before ``allocate`` are over. An entry that was not allocated here is filled in the order of
+        launches. Page-locked pages that lie as the pool's do are copied by the GPU alone.
+        """
+        if entry.since is None:
+            self._copy(entry, pages)
+        else:
+            self.accelerator.aside(entry.since, lambda: self._copy(entry, pages)).wait()
+
+    def _copy(self, entry: Entry, pages: torch.Tensor) -> None:
         first = entry.pages[0]
         if entry.consecutive:
-            self.pages[first : first + len(entry.pages)].copy_(pages)
+            self.pages[first : first + len(entry.pages)].copy_(pages, non_blocking=True)
+        elif self._staging is not None:
+            self._scatter(entry.pages, pages, self._staging)
         else:
             for page, content in zip(entry.pages, pages, strict=True):
                 self.pages[page].copy_(content)
+
+    def _scatter(self, numbers: tuple[int, ...], pages: torch.Tensor, staging: torch.Tensor) -> None:
+        """Two launches for a stretch of pages, not one for each."""
+        places = self.accelerator.indices(numbers)
+        for here, some in zip(torch.split(places, len(staging)), torch.split(pages, len(staging)), strict=True):
+            staged = staging[: len(some)]
+            staged.copy_(some, non_blocking=True)
+            self.pages.index_copy_(0, here, staged)
 
     def check(self) -> None:
         """Free + KV + adapters = total, and no page has two owners; raises PoolCorrupt."""

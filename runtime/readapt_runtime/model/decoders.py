@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from readapt_kernels import triton_driver
 from readapt_runtime.engine.engine import Model
 from readapt_runtime.engine.pool import PagePool
 from readapt_runtime.model.backends import Bounds, choose_backends
@@ -21,4 +22,5 @@ def choose_decoder(config: DecoderConfig, weights: DecoderWeights, ops: Ops, poo
         return Decoder(weights, choose_backends(config, ops, pool, bounds))
     from readapt_runtime.model.static_decoder import StaticDecoder, StepOptions
 
-    return StaticDecoder(config, weights, ops, pool, bounds, options=StepOptions(record_at_start=True))
+    triton_driver.use_compiled()
+    return StaticDecoder(config, weights, ops, pool, bounds, StepOptions(record_at_start=True))

@@ -57,6 +57,11 @@ class Replays:
         self._compute, self._record = compute, record
         self._recorded: dict[StepShape, Compute] = {}
 
+    @property
+    def count(self) -> int:
+        """Recorded steps."""
+        return len(self._recorded)
+
     def run(self, shape: StepShape) -> torch.Tensor:
         self.prepare((shape,))
         return self._recorded[shape]()

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from readapt_runtime.engine.core import Batch
+from readapt_runtime.engine.draws import Draws
 from readapt_runtime.engine.pool import PagePool, kv_pages
-from readapt_runtime.model.accelerator import Accelerator, accelerator_of
 from readapt_runtime.model.backends import Bounds
 from readapt_runtime.model.config import DecoderConfig
 from readapt_runtime.model.decoder import Layers
@@ -31,7 +31,7 @@ from readapt_runtime.model.weights import DecoderWeights
 @dataclass(frozen=True, slots=True)
 class StepOptions:
     record_at_start: bool = False
-    """Every bucket before the first request, instead of when it is first met."""
+    """Every bucket, and all that steps with prompts launch, before the first request instead of when it is met."""
     overlap: bool = True
     """Shrink on a side stream, beside the base's product."""
 
@@ -49,10 +49,9 @@ class StaticDecoder:
         ops: Ops,
         pool: PagePool,
         bounds: Bounds,
-        accelerator: Accelerator | None = None,
         options: StepOptions = StepOptions(),
     ) -> None:
-        accelerator = accelerator or accelerator_of(pool.device)
+        accelerator = pool.accelerator
         tokens, rows = bounds.max_batch_tokens, bounds.max_running
         places = AdapterPlaces(config, pool, tokens, rows, bounds.max_rank)
         limits = StepLimits(tokens, rows, kv_pages(bounds.max_model_len), places.layout.num_words)
@@ -69,6 +68,7 @@ class StaticDecoder:
         self.replays = Replays(self._compute, accelerator.record)
         if options.record_at_start:
             self.record()
+            self.warm_up()
 
     @torch.inference_mode()
     def record(self) -> None:
@@ -76,6 +76,15 @@ class StaticDecoder:
         for size in reversed(self.buckets.sizes):
             tiles = self._layout.small_tiles(size)
             self.replays.prepare([StepShape(size, True, False, tiles), StepShape(size, True, False, None)])
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Launches on no work whatever a step with prompts may launch, so that no request waits for a compiler."""
+        fields = self._inputs.device
+        for tiles in self._layout.all_tiles():
+            last = self._compute(StepShape(tiles.num_tokens, True, True, tiles))
+        draws = Draws(*(field[:1] for field in (fields.random_rows, fields.temperature, fields.top_p, fields.point)))
+        self._layers.pick(self._layers.logits(last[:1]), draws)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:

@@ -68,11 +68,11 @@ class HostImages:
         return pages
 
     def _packed(self, digest: Digest, image: AdapterImage) -> HostPages:
-        """In page-locked memory if they are to stay, for which others go first."""
+        """In page-locked memory if they are to stay, for which others go first; page by page, as a GPU's pool is."""
         pages = image.read()
         if not self._pinned or not self._make_room(digest, pages.here.nbytes):
             return pages
-        return replace(pages, here=pages.here.pin_memory())
+        return replace(pages, here=pages.here.contiguous().pin_memory())
 
     def _make_room(self, digest: Digest, size: int) -> bool:
         """Whether so much may be held; what was used least recently goes for it."""

@@ -18,6 +18,7 @@ from readapt_runtime.model.ops import TorchOps
 from readapt_runtime.model.static_decoder import StaticDecoder, StepOptions
 from readapt_testing.launch_tape import LaunchTape
 from readapt_testing.tiny_engine import Answer, Tiny, ask, run_to_idle
+from readapt_testing.triton_modes import Launch, recorded
 
 NAMES = (None, "r4", "r64", "r3")
 
@@ -31,11 +32,14 @@ class Static:
     engine: Engine
 
     @classmethod
-    def of(cls, tiny: Tiny, limits: EngineLimits, num_pages: int = 120, **options: bool) -> Static:
+    def of(
+        cls, tiny: Tiny, limits: EngineLimits, num_pages: int = 120, max_model_len: int = 64, **options: bool
+    ) -> Static:
         tape = LaunchTape()
         ops = TorchOps(tiny.config.rms_norm_eps)
-        decoder = partial(StaticDecoder, accelerator=tape, options=StepOptions(**options))
-        engine = tiny.engine(num_pages, limits, PageOrder.PAGE_MAJOR, max_model_len=64, decoder=decoder, ops=ops)
+        decoder = partial(StaticDecoder, options=StepOptions(**options))
+        order = PageOrder.PAGE_MAJOR
+        engine = tiny.engine(num_pages, limits, order, lambda: 0.0, max_model_len, decoder, None, ops, tape)
         return cls(tiny, tape, engine)
 
     def answer(self, names: Sequence[str | None], lengths: Sequence[int], counts: Sequence[int]) -> None:
@@ -87,6 +91,23 @@ def test_steps_recorded_at_start_draw_what_is_drawn_on_a_cpu(tiny: Tiny) -> None
     assert [answer.tokens for answer in ours] == [answer.tokens for answer in theirs]
     assert len({tuple(answer.tokens) for answer in ours}) == 3
     assert static.tape.recorded == 2 * len((1, 2, 3))
+
+
+def test_every_kernel_is_met_before_the_first_request(tiny: Tiny) -> None:
+    """A launch is compiled anew for other constants, types, or numbers that are multiples of 16; none runs here."""
+    with recorded() as before:
+        limits = EngineLimits(max_batch_tokens=320, max_running=4, chunk_tokens=300)
+        static = Static.of(tiny, limits, max_model_len=320, record_at_start=True)
+    served: list[Launch] = []
+    for name, length in ((None, 5), ("r4", 20), (None, 310), ("r3", 270), ("r4", 300), ("r8", 319), ("r64", 257)):
+        with recorded() as seen:
+            ask(static.engine, [7] * length, tiny.variant(name) if name else None, 1)
+            run_to_idle(static.engine)
+        served += seen
+
+    assert {launch.kernel for launch in served} >= {"prefill_kernel", "plan_prefill_kernel", "shrink_kernel"}
+    assert len({launch.constants["BLOCK_C"] for launch in served if launch.kernel == "shrink_kernel"}) == 3
+    assert {repr(launch) for launch in served} <= {repr(launch) for launch in before}
 
 
 def _draw(engine: Engine, tiny: Tiny) -> list[Answer]:

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,15 +32,41 @@ from readapt_kernels.lora.work import Segment
 
 TARGET = GPUTarget("cuda", 90, 32)
 # Llama-3.1-8B, 16 tokens of KV a page; and SmolLM2-135M, whose widths only 64 divides.
-MODELS = {
-    "llama": LoraShapes(
-        (LinearShape(4096, (4096, 1024, 1024)), LinearShape(14336, (4096,))), num_layers=32, page_elements=32768
-    ),
-    "smol": LoraShapes((LinearShape(576, (576, 192, 192)), LinearShape(1536, (576,))), 30, 6144),
-}
-RANKS = {"small": 16, "large": 64}
-TOKENS = {"small": 8, "large": 512}
+LLAMA = LoraShapes(
+    (LinearShape(4096, (4096, 1024, 1024)), LinearShape(14336, (4096,)), LinearShape(4096, (14336, 14336))),
+    num_layers=32,
+    page_elements=32768,
+)
+SMOL = LoraShapes((LinearShape(576, (576, 192, 192)), LinearShape(1536, (576,))), 30, 6144)
 LIMITS = Limits(max_segments=2, max_pages=256, max_tokens=512, max_rank=64)
+WIDE = Limits(max_segments=2, max_pages=512, max_tokens=512, max_rank=128)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A batch of one adapter, all slices at one rank."""
+
+    shapes: LoraShapes
+    tokens: int
+    rank: int
+    limits: Limits = LIMITS
+
+
+CASES = {
+    "llama-small": Case(LLAMA, 8, 16),
+    "llama-large": Case(LLAMA, 512, 64),
+    "llama-large-r8": Case(LLAMA, 512, 8),
+    "llama-large-r96": Case(LLAMA, 512, 96, WIDE),
+    "llama-large-r128": Case(LLAMA, 512, 128, WIDE),
+    "smol-small": Case(SMOL, 8, 16),
+    "smol-large": Case(SMOL, 512, 64),
+}
+NAMES = tuple(
+    f"{name}-{kernel}-{linear}"
+    for name, case in CASES.items()
+    for kernel in ("shrink", "expand")
+    for linear in range(len(case.shapes.linears))
+)
 
 
 class Recorder:
@@ -52,11 +79,11 @@ class Recorder:
         return lambda *args, **kwargs: self.launches.append((args, kwargs))
 
 
-def launches(shapes: LoraShapes, size: str) -> Iterator[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
-    """``(name, kernel, arguments)`` of every linear, shrink and expand, of a batch of this size."""
+def launches(case: Case) -> Iterator[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
+    """``(name, kernel, arguments)`` of every linear, shrink and expand."""
     shrink, expand = Recorder(), Recorder()
-    rank = RANKS[size]
-    layer = [_rows(shape, rank) for shape in shapes.linears]
+    shapes, tokens = case.shapes, case.tokens
+    layer = [_rows(shape, case.rank) for shape in shapes.linears]
     record = describe([layer] * shapes.num_layers, shapes)
     pages = tuple(range(-(-record.num_chunks // shapes.chunks_per_page)))
     pool = torch.empty(1, shapes.num_layers, shapes.page_elements, dtype=torch.bfloat16)
@@ -65,8 +92,7 @@ def launches(shapes: LoraShapes, size: str) -> Iterator[tuple[str, Any, tuple[An
         patch.object(launcher, "shrink_kernel", shrink),
         patch.object(launcher, "expand_kernel", expand),
     ):
-        kernels = launcher.LoraKernels(pool, shapes, LIMITS)
-        tokens = TOKENS[size]
+        kernels = launcher.LoraKernels(pool, shapes, case.limits)
         kernels.plan([Segment(place(record, pages, shapes), 0, tokens)], tokens)
         for i, shape in enumerate(shapes.linears):
             kernels.shrink(3, i, torch.empty(tokens, shape.in_features, dtype=torch.bfloat16))
@@ -105,18 +131,17 @@ def resources(ptx: str) -> dict[str, int]:
 
 def main() -> None:
     found = {}
-    for model, shapes in MODELS.items():
-        for size in RANKS:
-            for name, kernel, args, kwargs in launches(shapes, size):
-                compiled = compile_launch(kernel, args, kwargs)
-                ptx = compiled.asm["ptx"]
-                found[f"{model}-{size}-{name}"] = {
-                    "ptx": ptx,
-                    "ttir": compiled.asm["ttir"],
-                    "shared": compiled.metadata.shared,
-                    "constants": {k: v for k, v in kwargs.items() if isinstance(v, int)},
-                    **resources(ptx),
-                }
+    for case_name, case in CASES.items():
+        for name, kernel, args, kwargs in launches(case):
+            compiled = compile_launch(kernel, args, kwargs)
+            ptx = compiled.asm["ptx"]
+            found[f"{case_name}-{name}"] = {
+                "ptx": ptx,
+                "ttir": compiled.asm["ttir"],
+                "shared": compiled.metadata.shared,
+                "constants": {k: v for k, v in kwargs.items() if isinstance(v, int)},
+                **resources(ptx),
+            }
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -15,6 +15,7 @@ from readapt_runtime.engine.engine import Engine, Model
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageLayout, PageOrder, PagePool
 from readapt_runtime.lora_format import read_adapter
+from readapt_runtime.model.accelerator import Accelerator
 from readapt_runtime.model.adapter_image import pack_adapter
 from readapt_runtime.model.backends import Bounds, choose_ops
 from readapt_runtime.model.config import DecoderConfig, read_config
@@ -62,9 +63,10 @@ class Tiny:
         decoder: Callable[..., Model] = choose_decoder,
         executor: Executor | None = None,
         ops: Ops | None = None,
+        accelerator: Accelerator | None = None,
     ) -> Engine:
         layout = PageLayout.of(self.config)
-        pool = PagePool(layout, num_pages * layout.page_bytes(self.dtype), self.dtype, CPU, order)
+        pool = PagePool(layout, num_pages * layout.page_bytes(self.dtype), self.dtype, CPU, order, accelerator)
         pool.pages.fill_(float("nan"))  # whatever is read before it is written shows
         ops = ops or choose_ops(self.config, self.dtype, CPU)
         weights = load_weights(self.base, self.config, self.dtype, CPU, ops)
