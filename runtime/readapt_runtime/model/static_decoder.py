@@ -83,7 +83,8 @@ class StaticDecoder:
         fields = self._inputs.device
         for tiles in self._layout.all_tiles():
             last = self._compute(StepShape(tiles.num_tokens, True, True, tiles))
-        draws = Draws(*(field[:1] for field in (fields.random_rows, fields.temperature, fields.top_p, fields.point)))
+        random = (field[:1] for field in (fields.random_rows, fields.temperature, fields.top_p, fields.point))
+        draws = Draws(1, *random)
         self._layers.pick(self._layers.logits(last[:1]), draws)
 
     @torch.inference_mode()
