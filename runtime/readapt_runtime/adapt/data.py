@@ -9,16 +9,16 @@ In: the JSON Lines of a Data artifact (``prompt``, ``completion``). Out: ``Split
     inputs      prompts for the old pair to answer
 
 What the gate's tests promise holds for examples that do not depend on each other, and a copy of one depends on it
-entirely; so there one example per prompt counts. Where there are inputs alone they are divided among the first four,
-whose completions are empty. Membership follows from a hash of the prompt, so it does not depend on the order of the
-files.
+entirely; so there one example per prompt counts, also where its completions differ. Where there are inputs alone they
+are divided among the first four, whose completions are empty. Membership follows from a hash of the prompt, so it does
+not depend on the order of the files.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from readapt_api.adaptation import Metric
@@ -133,8 +133,12 @@ def union(parts: Sequence[Splits]) -> Splits:
 
     Raises BadData when there are more than MAX_CHOICES labels.
     """
-    merged = {name: [e for part in parts for e in getattr(part, name)] for name in ("train", "search", "stopping")}
-    return split(merged["train"], [*merged["search"], *merged["stopping"]], [e for part in parts for e in part.gate])
+    merged = {
+        name: [e for part in parts for e in getattr(part, name)] for name in ("train", "search", "stopping", "gate")
+    }
+    whole = split(merged["train"], [*merged["search"], *merged["stopping"]], merged["gate"])
+    leaked, repeated = (sum(getattr(part, name) for part in (whole, *parts)) for name in ("leaked", "repeated"))
+    return replace(whole, leaked=leaked, repeated=repeated)
 
 
 def _split_inputs(inputs: Sequence[str], metric: Metric) -> Splits:

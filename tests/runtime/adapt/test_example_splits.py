@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from readapt_api.adaptation import Metric
-from readapt_runtime.adapt.data import MAX_CHOICES, Example, read_examples, read_inputs, read_splits, split
+from readapt_runtime.adapt.data import MAX_CHOICES, Example, read_examples, read_inputs, read_splits, split, union
 from readapt_runtime.examples import BadData
 
 
@@ -46,6 +46,16 @@ def test_a_prompt_counts_once_in_the_gate_however_often_it_stands_there(given: s
     shuffled = random.Random(3)
     again = split(some("train", 50), validation, shuffled.sample(test, len(test)))
     assert again.gate == splits.gate
+
+
+def test_tasks_together_tell_what_was_dropped_from_each() -> None:
+    tasks = []
+    for name in ("a", "b"):
+        test = some(f"{name} test", 20)
+        train = [*some(f"{name} train", 30), *test[:3]]
+        tasks.append(split(train, some(f"{name} validation", 40), [*test, *test]))
+    assert [(part.leaked, part.repeated) for part in tasks] == [(3, 20)] * 2
+    assert (union(tasks).leaked, union(tasks).repeated) == (6, 40)
 
 
 def test_labels_of_repeated_prompts_are_held_against_those_of_train_too() -> None:

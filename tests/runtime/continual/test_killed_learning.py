@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from readapt_api.artifacts import ArtifactKind
-from readapt_api.jobs import LearnRequest, LearnTask
+from readapt_api.contract import Digest
+from readapt_api.jobs import JobKind, LearnRequest, LearnTask, TrainRequest
 from readapt_runtime.adapt import journal as journals
 from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.data import Splits
@@ -30,6 +31,7 @@ from readapt_testing.tiny_models import TinyModels
 
 WORK = f"sha256:{'5' * 64}"
 STEPS, QUESTIONS = 8, 128
+_TRAIN_STEPS = 48
 
 
 class Killed(BaseException):
@@ -121,30 +123,32 @@ def test_what_another_task_before_it_left_is_not_gone_on_with(school: School, tm
 
 @pytest.mark.fault
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-@pytest.mark.parametrize(("death", "code"), [("SIGKILL", -9), ("full", 75)])
+@pytest.mark.parametrize(("death", "code"), [("SIGKILL", -9), ("SIGTERM", 75), ("full", 75)])
+@pytest.mark.parametrize("kind", [JobKind.LEARN, JobKind.TRAIN])
 def test_a_job_stopped_before_a_durable_write_repeats_one_step_at_most_and_makes_the_same_variant(
-    models: TinyModels, task_splits: Callable[[range], Splits], tmp_path: Path, death: str, code: int
+    models: TinyModels, task_splits: Callable[[range], Splits], tmp_path: Path, kind: JobKind, death: str, code: int
 ) -> None:
     store = Store(tmp_path / "store")
     base = store.publish(ArtifactKind.BASE, models.v1).digest
-    wishes = []
-    for name, labels in (("low", range(4)), ("high", range(4, 8))):
-        splits = task_splits(labels)
-        parts = {"train": splits.train, "validation": (*splits.search, *splits.stopping), "test": splits.gate[:40]}
-        (tmp_path / name).mkdir()
-        for part, examples in parts.items():
-            rows = [json.dumps({"prompt": e.prompt, "completion": e.completion}) + "\n" for e in examples]
-            (tmp_path / name / f"{part}.jsonl").write_text("".join(rows))
-        data = store.publish(ArtifactKind.DATA, tmp_path / name).digest
-        wishes.append(LearnTask(name=name, data=data, rank=4, max_steps=STEPS, learning_rate="4e-3", batch_size=16))
-    request = LearnRequest(name="topics", base=base, tasks=tuple(wishes), max_rank=32)
+    data = {
+        name: _published(store, tmp_path / name, task_splits(labels))
+        for name, labels in (("low", range(4)), ("high", range(4, 8)))
+    }
+    steps = {"learning_rate": "4e-3", "batch_size": 16, "rank": 4}
+    request: LearnRequest | TrainRequest = TrainRequest(
+        name="low", base=base, data=data["low"], max_steps=_TRAIN_STEPS, **steps
+    )
+    if kind is JobKind.LEARN:
+        wishes = tuple(LearnTask(name=name, data=part, max_steps=STEPS, **steps) for name, part in data.items())
+        request = LearnRequest(name="topics", base=base, tasks=wishes, max_rank=32)
     (tmp_path / "request.json").write_text(json.dumps(request.to_wire()))
     (tmp_path / "scratch").mkdir()
     folders = [str(tmp_path / name) for name in ("store", "request.json", "scratch")]
     command = [sys.executable, "-m", "readapt_testing.mortal_job", death, "7", *folders, "0"]
     undisturbed, lives = json.loads(subprocess.run(command, check=True, capture_output=True).stdout).values()
-    assert undisturbed["steps"] == 2 * STEPS
-    assert sum(name.startswith("progress/") for name in undisturbed["renames"]) > 2 * STEPS
+    assert undisturbed["code"] == 0, undisturbed
+    assert kind is JobKind.TRAIN or undisturbed["steps"] == 2 * STEPS
+    assert sum(name.startswith("progress/") for name in undisturbed["renames"]) >= undisturbed["steps"] > STEPS
     for life in lives:
         stopped, again, at = life["stopped"], life["again"], life["at"]
         assert (stopped["code"], again["code"]) == (code, 0), life
@@ -152,3 +156,12 @@ def test_a_job_stopped_before_a_durable_write_repeats_one_step_at_most_and_makes
         assert again["summary"]["outcomes"][0]["variant"] == undisturbed["summary"]["outcomes"][0]["variant"], life
         assert stopped["steps"] + again["steps"] <= undisturbed["steps"] + 1, life
         assert [name for name in again["leftovers"] if name.startswith("progress/")] == []
+
+
+def _published(store: Store, folder: Path, splits: Splits) -> Digest:
+    folder.mkdir()
+    parts = {"train": splits.train, "validation": (*splits.search, *splits.stopping), "test": splits.gate[:40]}
+    for part, examples in parts.items():
+        rows = [json.dumps({"prompt": e.prompt, "completion": e.completion}) + "\n" for e in examples]
+        (folder / f"{part}.jsonl").write_text("".join(rows))
+    return store.publish(ArtifactKind.DATA, folder).digest

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from readapt_api.jobs import DriftRequest, ExtractRequest, Request
+from readapt_api.jobs import DriftRequest, ExtractRequest, FetchRequest, FetchRole, FetchSource, Request
 
 pytestmark = [
     pytest.mark.fault,
@@ -24,6 +25,7 @@ def lives(bench: Any, request: Request, death: str) -> dict[str, Any]:
     path.write_text(json.dumps(request.to_wire()))
     scratch = bench.folder / "scratch"
     scratch.mkdir()
+    bench.store.root.mkdir(exist_ok=True)
     command = [
         sys.executable,
         "-m",
@@ -53,6 +55,8 @@ def check(found: dict[str, Any], death: str) -> None:
 def digests(summary: dict[str, Any]) -> list[str]:
     if "drift" in summary:
         return [summary["drift"]["digest"]]
+    if "fetch" in summary:
+        return [summary["fetch"]["digest"], summary["fetch"].get("variant", "")]
     return [outcome["variant"] for outcome in summary["outcomes"]]
 
 
@@ -67,4 +71,19 @@ def test_drift(bench: Any, drift_request: DriftRequest, death: str) -> None:
 def test_extract(bench: Any, extract_request: ExtractRequest, death: str) -> None:
     found = lives(bench, extract_request, death)
     assert len(found["lives"]) >= 4
+    check(found, death)
+
+
+@pytest.mark.parametrize("death", CODES)
+@pytest.mark.parametrize("role", FetchRole)
+def test_fetch(bench: Any, source: Callable[..., FetchSource], role: FetchRole, death: str) -> None:
+    base = None
+    if role in (FetchRole.ADAPTER, FetchRole.CHECKPOINT):
+        base = bench.run(FetchRequest(role=FetchRole.BASE, sources=(source("v1"),))).summary.fetch.digest
+    names = {FetchRole.BASE: ("v1",), FetchRole.ADAPTER: ("adapter",), FetchRole.CHECKPOINT: ("checkpoint",)}
+    parts = [source(name) for name in names.get(role, ())]
+    parts = parts or [source(f"{split}.jsonl", split) for split in ("train", "validation", "test")]
+    fields = {"prompt_field": "text", "completion_field": "label"}
+    found = lives(bench, FetchRequest(role=role, sources=tuple(parts), base=base, **fields), death)
+    assert found["lives"]
     check(found, death)

@@ -23,9 +23,9 @@ from typing import Any
 from readapt_api.jobs import JobKind
 from readapt_runtime.adapt import journal
 from readapt_runtime.adapt.training import Descent
-from readapt_runtime.jobs import adapt, drift, extract, learn, main
+from readapt_runtime.jobs import adapt, drift, extract, fetch, learn, main, train
 
-__all__ = ["adapt", "drift", "extract", "learn"]
+__all__ = ["adapt", "drift", "extract", "fetch", "learn", "train"]
 _Rename = Callable[..., None]
 
 
