@@ -21,7 +21,7 @@ from readapt_api.contract import Contract, Digest
 from readapt_api.digest import digest_of
 
 CONTRACT_VERSION = 1
-ALGORITHM_VERSIONS = {"fetch": 1, "drift": 2, "extract": 3, "train": 2, "learn": 2, "adapt": 3}
+ALGORITHM_VERSIONS = {"fetch": 1, "drift": 3, "extract": 3, "train": 2, "learn": 2, "adapt": 3}
 """Raised when a kind's results change for equal inputs; old results then no longer answer for new requests."""
 
 STORE_MOUNT = "/store"
@@ -329,6 +329,8 @@ class DriftOutcome(Contract):
     """‖W1 - W0‖ / ‖W0‖ over all linear modules."""
     captured_energy: float
     """Share of ‖W1 - W0‖² that the low-rank factors hold."""
+    report: str | None = Field(default=None, max_length=128)
+    """As that of ``Outcome``."""
 
 
 class Summary(Contract):

@@ -55,7 +55,9 @@ def digest(
 def drift(
     old: Annotated[Path, typer.Option("--from", metavar="DIR", help="The base as it was.")],
     new: Annotated[Path, typer.Option("--to", metavar="DIR", help="The base as it is now.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help=f"Gets drift.safetensors and drift.json. {OUT_RULE}")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help=f"Gets drift.safetensors, drift.json, report.html. {OUT_RULE}")
+    ],
     adapter: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="PEFT LoRA adapter of the old base: where does the change meet it?"),
@@ -131,12 +133,14 @@ def extract(
 
 @app.command()
 def report(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="An --out of adapt or extract, or a file of evidence.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR", help="An --out of adapt, extract or drift, or a file of evidence.")
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Default: report.html in DIR, or beside the file.")
     ] = None,
 ) -> None:
-    """Draws what `adapt`, `extract` or a Job of theirs did, as one page that loads nothing.
+    """Draws what `adapt`, `extract`, `drift` or a Job did, as one page that loads nothing.
 
     Examples:
 

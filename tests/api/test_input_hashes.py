@@ -36,7 +36,7 @@ def source(**change: Any) -> tuple[FetchSource, ...]:
 
 def test_hash_is_that_of_contract_algorithm_and_request() -> None:
     request = {"kind": "drift", "oldBase": A, "newBase": B, "rank": 32}
-    text = json.dumps({"algorithm": 2, "contract": 1, "request": request}, sort_keys=True, separators=(",", ":"))
+    text = json.dumps({"algorithm": 3, "contract": 1, "request": request}, sort_keys=True, separators=(",", ":"))
 
     assert DRIFT.input_hash == f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 

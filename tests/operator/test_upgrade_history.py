@@ -289,6 +289,14 @@ def test_what_a_repair_cost_is_on_record(world: World) -> None:
     assert 0 < cell["readySeconds"] < 30
 
 
+def test_the_drift_of_a_move_is_on_record_with_its_page(world: World) -> None:
+    wish(world, "v2")
+    world.settle()
+    (drift,) = world.kube.of("BaseModel")["base"]["status"]["drifts"]
+    assert (drift["oldDigest"], drift["newDigest"], drift["relativeNorm"]) == (V1, V2, "0.0123")
+    assert drift["report"] == "results/drift.report.html"
+
+
 def test_nothing_is_asked_of_a_job_that_another_job_has_not_answered(world: World) -> None:
     wish(world, "v2")
     world.settle()

@@ -141,6 +141,9 @@ class DriftStatus(Contract):
     new_digest: Digest
     digest: Digest
     relative_norm: str = Field(max_length=24, description="‖W1 - W0‖ / ‖W0‖ over all linear modules.")
+    report: str | None = Field(
+        default=None, max_length=128, description="Path in the store of a page that shows what moved where."
+    )
 
 
 class UpgradeStatus(Contract):

@@ -129,8 +129,13 @@ def resolve_drifts(seen: Observed, base: BaseModelResource, pairs: Iterable[Pair
             known[pair] = errand.verdict or stalled(c.JOB_FAILED, f"Job {errand.job} left no drift")
             continue
         known[pair] = found.digest
-        norm = f"{found.relative_norm:.4g}"
-        records[pair] = DriftStatus(old_digest=pair[0], new_digest=pair[1], digest=found.digest, relative_norm=norm)
+        records[pair] = DriftStatus(
+            old_digest=pair[0],
+            new_digest=pair[1],
+            digest=found.digest,
+            relative_norm=f"{found.relative_norm:.4g}",
+            report=found.report,
+        )
     kept = tuple(records.values())[-_MAX_RECORDS:]
     return Drifts(known, kept, tuple(e.task for e in errands), tuple(e.start for e in errands if e.start))
 

@@ -6,7 +6,6 @@ factors. One tensor of each side is in memory at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,20 +20,10 @@ from readapt_runtime.rest import Rest
 from readapt_runtime.threads import fitting_threads
 
 
-@dataclass(frozen=True, slots=True)
-class DriftSummary:
-    """See ``readapt_api.jobs.DriftOutcome``."""
-
-    relative_norm: float
-    captured_energy: float
-    moved: int
-    modules: int
-
-
 def measure(
     old: Path, new: Path, out: Path, log: Log, rank: int = DRIFT_RANK, device: torch.device | None = None
-) -> DriftSummary:
-    """Writes the drift old -> new into ``out``.
+) -> DriftReport:
+    """Writes the drift old -> new into ``out`` and returns its drift.json.
 
     Raises DifferentModels, UnknownVocabulary, BadWeights, UnsupportedModel.
     """
@@ -51,7 +40,7 @@ def measure(
         others = [rest.measure(name) for name in rest.names]
     report = _report(modules, {change.name: change.relative for change in others if change.norm}, rank)
     write_drift(out, report, factors)
-    return DriftSummary(report.relative_norm, report.captured_energy, len(factors), len(modules))
+    return report
 
 
 def _module_drift(change: Change, found: Decomposition | None) -> ModuleDrift:
@@ -64,6 +53,7 @@ def _module_drift(change: Change, found: Decomposition | None) -> ModuleDrift:
         captured_energy=min(kept / change.norm**2, 1.0),
         rank=found.s.numel(),
         iterations=found.iterations,
+        singular_values=tuple(float(f"{value:.6g}") for value in found.s.tolist()),
     )
 
 

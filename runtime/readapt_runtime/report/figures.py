@@ -11,7 +11,7 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -19,10 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import RcKeyType
 
 from readapt_api.jobs import RungResult
-from readapt_runtime.extract.report import ModuleReport
 from readapt_runtime.report.findings import Learning, Search
 
 _STYLE: dict[RcKeyType, Any] = {
@@ -121,12 +121,24 @@ def _draw_retention(axes: Axes, learning: Learning, floor: float | None) -> None
         axes.axhline(floor, color=_BAD, linestyle="--", gid="floor")
 
 
-def energy_spectra(modules: Mapping[str, ModuleReport], target: float | None) -> str:
-    """Per kind of module, one line per layer: the share of ‖ΔW‖² in the first directions that were computed."""
-    kinds: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for name in modules:
-        layer, kind = _place(name)
-        kinds[kind].append((layer, name))
+def relative_norms(norms: Mapping[str, float]) -> str:
+    """One line per kind of module over the layers: by how much each moved, as a share of its norm."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDE, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for kind, members in _kinds(norms).items():
+            places = sorted(members)
+            heights = [norms[name] for _, name in places]
+            axes.plot([layer for layer, _ in places], heights, marker="o", markersize=3, label=kind, gid=f"norm-{kind}")
+        axes.set(xlabel="layer", ylabel="‖D‖ / ‖W‖", ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside right upper", frameon=False)
+        return _svg(figure, "norms")
+
+
+def energy_spectra(modules: Mapping[str, Sequence[float]], target: float | None) -> str:
+    """Per kind of module, one line per layer: the share of ‖·‖² in its first directions that were computed."""
+    kinds = _kinds(modules)
     columns = min(4, len(kinds))
     deepest = max(layer for members in kinds.values() for layer, _ in members)
     with mpl.rc_context(_STYLE):
@@ -134,7 +146,7 @@ def energy_spectra(modules: Mapping[str, ModuleReport], target: float | None) ->
         for place, (kind, members) in enumerate(kinds.items(), 1):
             axes = figure.add_subplot(math.ceil(len(kinds) / columns), columns, place)
             for layer, name in members:
-                shares = [0.0, *modules[name].spectrum]
+                shares = [0.0, *modules[name]]
                 color = _COLORS(layer / max(deepest, 1))
                 axes.plot(range(len(shares)), shares, color=color, linewidth=1, gid=f"spectrum-{name}")
             if target is not None:
@@ -159,6 +171,15 @@ def _ends(rung: RungResult) -> tuple[float, float]:
 def _norm(values: Sequence[float]) -> Normalize:
     least, most = min(values, default=0.0), max(values, default=1.0)
     return LogNorm(least, most) if least > 0 and most / least > _SPREAD else Normalize(least, most)
+
+
+def _kinds(modules: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
+    """Kind of module -> (layer, name) of each."""
+    kinds: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for name in modules:
+        layer, kind = _place(name)
+        kinds[kind].append((layer, name))
+    return kinds
 
 
 def _place(module: str) -> tuple[int, str]:

@@ -1,8 +1,8 @@
 """What a page is made of, read out of the evidence that Jobs and commands leave.
 
-In: the evidence of an adapt or an extract Job, or a folder of ``readapt adapt`` or ``readapt extract``. Out:
-``Findings``. What a rung wrote down about itself is found by what it holds (trials, a curve), wherever it stands in
-the evidence, so that a new rung is drawn without a change here. Next: ``figures`` and ``page``.
+In: evidence of a Job, a measured drift, or a folder of ``readapt adapt``, ``extract`` or ``drift``. Out: ``Findings``.
+What a rung wrote down about itself is found by what it holds (trials, a curve), wherever it stands in the evidence, so
+that a new rung is drawn without a change here. Next: ``figures`` and ``page``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from readapt_api.contract import Digest
+from readapt_api.digest import hex_of
 from readapt_api.errors import Terminal
-from readapt_api.jobs import Outcome, RungResult
+from readapt_api.jobs import DriftRequest, Outcome, RungResult
+from readapt_runtime.drift.folder import DRIFT_REPORT, DriftReport
 from readapt_runtime.extract.report import EXTRACT_REPORT, ExtractReport
 
 EVIDENCE = "evidence.json"
 REPORT = "report.html"
+_DOCUMENTS = (EVIDENCE, EXTRACT_REPORT, DRIFT_REPORT)
 _SUFFIX = ".evidence.json"
 
 
@@ -68,6 +71,7 @@ class Findings:
     searches: tuple[Search, ...] = ()
     learnings: tuple[Learning, ...] = ()
     extraction: ExtractReport | None = None
+    drift: DriftReport | None = None
     variant: Digest | None = None
 
     @classmethod
@@ -87,6 +91,11 @@ class Findings:
             )
         except (LookupError, TypeError, AttributeError, ValidationError) as error:
             raise BadFindings(f"no evidence of a repair or an extraction: {_line(error)}") from error
+
+    @classmethod
+    def of_drift(cls, request: DriftRequest, report: DriftReport) -> Findings:
+        old, new = (hex_of(digest)[:8] for digest in (request.old_base, request.new_base))
+        return cls(f"{old} to {new}", {"request": request.to_wire()}, drift=report)
 
     @property
     def request(self) -> Mapping[str, Any]:
@@ -110,20 +119,27 @@ def read_findings(path: Path) -> tuple[Findings, Path]:
     if path.is_file():
         stem = path.name.removesuffix(_SUFFIX).removesuffix(".json")
         return _of_file(path), path.with_name(f"{stem}.{REPORT}")
-    for name in (EVIDENCE, EXTRACT_REPORT):
+    for name in _DOCUMENTS:
         if (path / name).is_file():
             return _of_file(path / name), path / REPORT
-    raise BadFindings(f"{path}: neither {EVIDENCE} nor {EXTRACT_REPORT} is there")
+    raise BadFindings(f"{path}: none of {', '.join(_DOCUMENTS)} is there")
 
 
 def _of_file(path: Path) -> Findings:
     try:
         document = json.loads(path.read_bytes())
         if isinstance(document, dict) and "modules" in document:
-            return Findings(path.resolve().parent.name, {}, extraction=ExtractReport.model_validate(document))
+            return _of_modules(path.resolve().parent.name, document)
         return Findings.of_evidence(document, _variant(path))
     except (ValueError, BadFindings) as error:
         raise BadFindings(f"{path}: {_line(error)}") from error
+
+
+def _of_modules(name: str, document: Mapping[str, Any]) -> Findings:
+    """What extract and drift say of each module; a drift tells beside them the rest."""
+    if "rest" in document:
+        return Findings(name, {}, drift=DriftReport.model_validate(document))
+    return Findings(name, {}, extraction=ExtractReport.model_validate(document))
 
 
 def _variant(evidence: Path) -> Digest | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from readapt_api.digest import canonical_json
-from readapt_api.jobs import Outcome
+from readapt_api.jobs import DriftOutcome, DriftRequest, Outcome
+from readapt_runtime.drift.folder import DriftReport
 from readapt_runtime.progress import Log
 from readapt_runtime.store import Store
 
@@ -23,6 +24,23 @@ def keep_report(store: Store, outcome: Outcome, evidence: Mapping[str, Any], log
         return render(Findings.of_evidence(json.loads(canonical_json(evidence)), outcome.variant))
 
     page = _drawn(draw, outcome.name, log)
+    if page is None:
+        return outcome
+    return outcome.model_copy(update={"report": store.write_report(outcome.input_hash, page)})
+
+
+def keep_drift_report(
+    store: Store, request: DriftRequest, report: DriftReport, outcome: DriftOutcome, log: Log
+) -> DriftOutcome:
+    """As ``keep_report``, of a measured drift."""
+
+    def draw() -> str:
+        from readapt_runtime.report.findings import Findings
+        from readapt_runtime.report.page import render
+
+        return render(Findings.of_drift(request, report))
+
+    page = _drawn(draw, "drift", log)
     if page is None:
         return outcome
     return outcome.model_copy(update={"report": store.write_report(outcome.input_hash, page)})

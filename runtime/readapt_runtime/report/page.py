@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from readapt_runtime.drift.folder import DriftReport
 from readapt_runtime.report import figures, tables
 from readapt_runtime.report.findings import Findings
 from readapt_runtime.report.tables import Table
@@ -43,9 +44,8 @@ class _Page:
 
 def render(findings: Findings) -> str:
     """The whole document."""
-    verb = "extraction" if findings.extraction is not None else "repair"
     page = _Page(
-        title=f"{findings.name}: {verb}",
+        title=f"{findings.name}: {_work(findings)}",
         verdict=judge(findings),
         warnings=() if findings.extraction is None else findings.extraction.warnings,
         results=tables.results(findings),
@@ -53,6 +53,12 @@ def render(findings: Findings) -> str:
         circumstances=tables.circumstances(findings),
     )
     return _TEMPLATES.get_template("page.html.jinja").render(page=page).lstrip()
+
+
+def _work(found: Findings) -> str:
+    if found.drift is not None:
+        return "drift"
+    return "extraction" if found.extraction is not None else "repair"
 
 
 def _figures(found: Findings) -> Iterator[_Figure]:
@@ -83,12 +89,33 @@ def _figures(found: Findings) -> Iterator[_Figure]:
         )
     if found.extraction is not None and found.extraction.modules:
         asked = found.settings.get("energy")
+        spectra = {name: module.spectrum for name, module in found.extraction.modules.items()}
         yield _Figure(
             "energy",
             "Energy per module",
             "Share of a module's change ‖ΔW‖² in its first directions, one line per layer (the first dark, the last "
             "bright). A line that is flat early needs few ranks.",
-            Markup(figures.energy_spectra(found.extraction.modules, None if asked is None else float(asked))),
+            Markup(figures.energy_spectra(spectra, None if asked is None else float(asked))),
+        )
+    if found.drift is not None and found.drift.modules:
+        yield from _drift_figures(found.drift)
+
+
+def _drift_figures(report: DriftReport) -> Iterator[_Figure]:
+    yield _Figure(
+        "norms",
+        "How far each module moved",
+        "‖D‖ / ‖W‖ of the difference D of the two versions, one line per kind of module over the layers.",
+        Markup(figures.relative_norms({name: module.relative_norm for name, module in report.modules.items()})),
+    )
+    spectra = {name: module.captured for name, module in report.modules.items() if module.captured}
+    if spectra:
+        yield _Figure(
+            "energy",
+            "Spectra",
+            "Share of a module's ‖D‖² in its first singular directions, one line per layer (the first dark, the last "
+            "bright). A line that rises fast is a change in few directions.",
+            Markup(figures.energy_spectra(spectra, None)),
         )
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from readapt_api.adaptation import Metric
 from readapt_api.artifacts import Origin
 from readapt_api.jobs import RungResult
+from readapt_runtime.drift.folder import DriftReport
 from readapt_runtime.extract.report import ExtractReport
 from readapt_runtime.report.findings import Findings
 
 _WORST = 10
+_DIRECTIONS = 4
 _DIGESTS = ("oldBase", "newBase", "drift", "base", "checkpoint", "reference", "data")
 _RUNG_HEAD = (
     *("rung", "verdict", "metric", "score", "reference", "gain", "interval", "examples", "retention", "floor"),
@@ -43,6 +45,9 @@ def _results(found: Findings) -> Iterator[Table]:
     if found.extraction is not None:
         yield _worst_modules(found.extraction)
         yield _sidecar(found.extraction)
+    if found.drift is not None:
+        yield _most_moved(found.drift)
+        yield _beside(found.drift)
 
 
 def _circumstances(found: Findings) -> Iterator[Table]:
@@ -113,6 +118,27 @@ def _sidecar(report: ExtractReport) -> Table:
     rows = tuple((name, f"{entry.share:.3%}", entry.reason) for name, entry in largest)
     title = f"Changed tensors that no adapter holds: the largest {len(rows)} of {len(report.sidecar)}"
     return Table("sidecar", title, rows, ("tensor", "share of the change", "why"))
+
+
+def _most_moved(report: DriftReport) -> Table:
+    rows = tuple(
+        (
+            name,
+            f"{module.relative_norm:.4f}",
+            f"{module.captured_energy:.2%}",
+            str(module.rank),
+            ", ".join(f"{value:.3g}" for value in module.singular_values[:_DIRECTIONS]),
+        )
+        for name, module in report.most_moved(_WORST)
+    )
+    head = ("module", "‖D‖ / ‖W‖", "energy in the factors", "their rank", "leading singular values of D")
+    return Table("modules", f"The {len(rows)} modules that moved most, of {report.moved}", rows, head)
+
+
+def _beside(report: DriftReport) -> Table:
+    largest = sorted(report.rest.items(), key=lambda entry: -entry[1])[:_WORST]
+    title = f"What moved beside the linear modules: the largest {len(largest)} of {len(report.rest)}"
+    return Table("rest", title, tuple((name, f"{norm:.4f}") for name, norm in largest), ("tensor", "‖D‖ / ‖W‖"))
 
 
 def _digests(found: Findings) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from readapt_runtime.drift.folder import DriftReport
 from readapt_runtime.report.findings import Findings
 
 
@@ -18,6 +19,8 @@ class Verdict:
 
 def judge(found: Findings) -> Verdict:
     """The last rung decided."""
+    if found.drift is not None:
+        return Verdict("", _moved(found.drift))
     if not found.rungs:
         return Verdict("", f"{_kept(found)}No gate was asked.")
     from readapt_runtime.adapt import ladder  # and with it scipy, which an extraction has no need of
@@ -27,6 +30,15 @@ def judge(found: Findings) -> Verdict:
         return Verdict("passed", f"Passed as {last.origin}. {last.message}.")
     tried = f"after {len(found.rungs)} rungs " if len(found.rungs) > 1 else ""
     return Verdict("failed", f"No variant passed {tried}({ladder.reason(found.rungs)}). {last.message}.")
+
+
+def _moved(report: DriftReport) -> str:
+    if not report.moved:
+        return f"The versions are equal in all {len(report.modules)} linear modules."
+    return (
+        f"{report.moved} of {len(report.modules)} linear modules moved, by {report.relative_norm:.2%} of the norm of "
+        f"all; {report.rank} directions of each hold {report.captured_energy:.1%} of the change."
+    )
 
 
 def _kept(found: Findings) -> str:

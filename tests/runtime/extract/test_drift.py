@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from readapt_runtime.difference import DifferentModels, frobenius
-from readapt_runtime.drift import DRIFT_REPORT, measure, read_drift
+from readapt_runtime.drift import DRIFT_REPORT, DriftReport, measure, read_drift
 from readapt_runtime.progress import JsonLog
 from readapt_runtime.safe_tensors import BadWeights
 from readapt_testing.tiny_llama import write_base
@@ -52,7 +52,40 @@ def test_factors_and_norms_are_those_of_the_dense_difference(
         )
     assert summary.relative_norm == pytest.approx((total / before) ** 0.5, rel=1e-6)
     assert summary.captured_energy == pytest.approx(kept / total, abs=1e-3)
-    assert (summary.moved, summary.modules) == (14, 14)
+    assert (summary.moved, len(summary.modules)) == (14, 14)
+
+
+def test_every_module_has_its_leading_singular_values(
+    base: Path, edited: Make, low_rank_change: Change, linear: list[str], tmp_path: Path
+) -> None:
+    moved = edited(low_rank_change(seed=4, rank=50))
+    found = measure(base, moved, tmp_path / "drift", LOG, rank=12)
+    old, new = (load_file(folder / "model.safetensors") for folder in (base, moved))
+    relative = {}
+    for name in linear:
+        before, after = (tensors[f"{name}.weight"].double() for tensors in (old, new))
+        values, module = torch.linalg.svdvals(after - before), found.modules[name]
+        assert module.singular_values == pytest.approx(values[:12].tolist(), rel=1e-2)
+        assert module.captured == pytest.approx(
+            (values.square().cumsum(0) / values.square().sum())[:12].tolist(), abs=1e-3
+        )
+        assert module.captured[-1] == pytest.approx(module.captured_energy, rel=1e-4)
+        relative[name] = float((after - before).norm() / before.norm())
+    assert [name for name, _ in found.most_moved(3)] == sorted(relative, key=lambda name: -relative[name])[:3]
+    assert [m.relative_norm for _, m in found.most_moved(3)] == pytest.approx(sorted(relative.values())[:-4:-1])
+
+
+def test_a_drift_of_an_earlier_release_is_read(
+    base: Path, edited: Make, low_rank_change: Change, tmp_path: Path
+) -> None:
+    """Its document has no singular values."""
+    measure(base, edited(low_rank_change(seed=5, rank=2)), tmp_path / "drift", LOG)
+    document = report_of(tmp_path / "drift")
+    for module in document["modules"].values():
+        del module["singularValues"]
+    found = DriftReport.model_validate(document)
+    assert found.moved == 14
+    assert {module.captured for module in found.modules.values()} == {()}
 
 
 def test_equal_versions_have_a_drift_of_nothing(base: Path, tmp_path: Path) -> None:

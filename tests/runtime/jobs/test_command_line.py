@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,12 @@ def test_digest_prints_what_users_pin(sources: Path, capsys: pytest.CaptureFixtu
 def test_drift_and_extract_print_one_object(sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drift = ["drift", "--from", str(sources / "v1"), "--to", str(sources / "v2"), "--out", str(tmp_path / "drift")]
     assert run(drift) == 0
-    assert json.loads(capsys.readouterr().out)["moved"] == len(read_drift(tmp_path / "drift")) == 14
+    said = json.loads(capsys.readouterr().out)
+    assert said["moved"] == len(read_drift(tmp_path / "drift")) == 14
+    assert {len(module["singular_values"]) for module in said["most_moved"].values()} == {8}
+    assert {'id="norms"', 'id="energy"'} <= set(
+        re.findall(r'id="\w+"', (tmp_path / "drift" / "report.html").read_text())
+    )
     folders = [
         "--base",
         str(sources / "v1"),

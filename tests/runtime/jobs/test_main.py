@@ -46,6 +46,8 @@ def test_drift_is_measured_once_and_then_recorded(bench: Any, drift_request: Dri
     before = sum(float(old[n].double().square().sum()) for n in linear)
     assert ended.summary.drift.relative_norm == pytest.approx((moved / before) ** 0.5, rel=1e-6)
     assert bench.store.open(ended.summary.drift.digest).manifest.kind is ArtifactKind.DRIFT
+    assert ended.summary.drift.report == f"results/{drift_request.input_hash.removeprefix('sha256:')}.report.html"
+    assert 'id="energy"' in (bench.store.root / ended.summary.drift.report).read_text()
     assert bench.run(drift_request) == ended
 
 

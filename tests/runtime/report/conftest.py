@@ -92,6 +92,27 @@ EXTRACTION: dict[str, Any] = {
 }
 
 
+DRIFT: dict[str, Any] = {
+    "version": 1,
+    "rank": 3,
+    "relativeNorm": 0.1234,
+    "capturedEnergy": 0.875,
+    "rest": {"model.norm.weight": 0.5, HOSTILE: 0.25},
+    "modules": {
+        f"model.layers.{layer}.{kind}": {
+            "norm": 2.0 * layer,
+            "baseNorm": 10.0 + at,
+            "capturedEnergy": 0.75 if layer else 1.0,
+            "rank": 3 if layer else 0,
+            "iterations": 0,
+            "singularValues": [1.5 * layer, 0.75 * layer, 0.5 * layer] if layer else [],
+        }
+        for layer in (0, 1, 2)
+        for at, kind in enumerate(KINDS)
+    },
+}
+
+
 @pytest.fixture(scope="session")
 def sample() -> dict[str, Any]:
     """Not to be changed."""
@@ -106,6 +127,11 @@ def evidence(sample: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def extraction() -> dict[str, Any]:
     return copy.deepcopy(EXTRACTION)
+
+
+@pytest.fixture
+def drift() -> dict[str, Any]:
+    return copy.deepcopy(DRIFT)
 
 
 @pytest.fixture

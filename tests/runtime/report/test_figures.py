@@ -110,7 +110,7 @@ def test_the_learning_plot_has_every_step_and_every_checkpoint(findings: Finding
 
 def test_the_energy_plot_has_the_spectrum_of_every_module_and_the_target(extraction: dict[str, Any]) -> None:
     modules = ExtractReport.model_validate(extraction).modules
-    drawn = Drawing(figures.energy_spectra(modules, 0.95))
+    drawn = Drawing(figures.energy_spectra({name: module.spectrum for name, module in modules.items()}, 0.95))
     for kind in ("self_attn.q_proj", "mlp.up_proj"):
         corners = [drawn.paths(f"spectrum-model.layers.{layer}.{kind}")[0] for layer in (0, 1, 2)]
         shares = [[0.0, *modules[f"model.layers.{layer}.{kind}"].spectrum] for layer in (0, 1, 2)]
@@ -119,6 +119,14 @@ def test_the_energy_plot_has_the_spectrum_of_every_module_and_the_target(extract
         assert_drawn(np.array([*np.concatenate(corners), target[0]])[:, [1, 1]] * [-1, 1], heights, heights)
         assert_drawn(corners[0], [0, 1, 2, 3, 4], shares[0])
         assert kind in drawn.texts()
+
+
+def test_the_drift_plot_has_the_norm_of_every_module_by_layer() -> None:
+    norms = {f"model.layers.{layer}.{kind}": 0.1 * layer + at for layer in (10, 2) for at, kind in enumerate("ab")}
+    drawn = Drawing(figures.relative_norms(norms))
+    both = np.concatenate([drawn.marks(f"norm-{kind}") for kind in "ab"])
+    assert_drawn(both, [2, 10, 2, 10], [0.2, 1.0, 1.2, 2.0])
+    assert {"a", "b", "layer"} <= set(drawn.texts())
 
 
 def test_a_search_of_one_loss_or_without_feasible_points_is_drawn(evidence: dict[str, Any]) -> None:

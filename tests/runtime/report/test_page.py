@@ -165,6 +165,41 @@ def test_an_extract_job_shows_gate_and_spectra(evidence: dict[str, Any], extract
     assert read.rows("digests") == {"base": [HASH]}
 
 
+def test_a_drift_shows_what_moved_most_how_far_and_in_which_directions(
+    drift: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "drift.json").write_text(json.dumps(drift))
+    assert run(["report", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(tmp_path / "report.html")}
+    read = Read((tmp_path / "report.html").read_text())
+    assert read.texts["h1"] == f"{tmp_path.name}: drift"
+    assert "4 of 6 linear modules moved, by 12.34% of the norm of all; 3 directions" in read.texts["verdict"]
+    assert read.tables["modules"][1] == [
+        *("model.layers.2.self_attn.q_proj", "0.4000", "75.00%", "3", "3, 1.5, 1"),
+    ]
+    assert len(read.tables["modules"]) == 5
+    assert read.rows("rest")["model.norm.weight"] == ["0.5000"]
+    assert {"norms", "energy"} == {a.get("id") for tag, a in read.tags if tag == "figure"}
+    assert not [tag for tag, _ in read.tags if tag in ("script", "link", "img")]
+
+
+def test_a_drift_without_singular_values_is_drawn_without_spectra(drift: dict[str, Any], tmp_path: Path) -> None:
+    for module in drift["modules"].values():
+        del module["singularValues"]
+    (tmp_path / "drift.json").write_text(json.dumps(drift))
+    read = Read(render(read_findings(tmp_path)[0]))
+    assert [a.get("id") for tag, a in read.tags if tag == "figure"] == ["norms"]
+
+
+def test_equal_versions_are_said_to_be_equal(drift: dict[str, Any], tmp_path: Path) -> None:
+    for module in drift["modules"].values():
+        module |= {"norm": 0.0, "singularValues": []}
+    (tmp_path / "drift.json").write_text(json.dumps(drift | {"rest": {}}))
+    read = Read(render(read_findings(tmp_path)[0]))
+    assert read.texts["verdict"].strip() == "The versions are equal in all 6 linear modules."
+    assert "modules" not in read.tables
+
+
 def test_the_command_draws_a_folder_and_a_file_of_the_store(
     evidence: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,7 +218,7 @@ def test_the_command_draws_a_folder_and_a_file_of_the_store(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "neither evidence.json nor report.json"),
+        (None, "none of evidence.json, report.json, drift.json"),
         ("{", "evidence.json: "),
         ('{"request": 1}', "no evidence"),
         ("[]", ""),

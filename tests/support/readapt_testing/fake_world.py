@@ -309,7 +309,13 @@ def succeed(request: Any) -> Summary:
         return Summary(kind=kind, ok=True, fetch=_fetched(request))
     if isinstance(request, DriftRequest):
         digest = digest_of({"drift": [request.old_base, request.new_base]})
-        found = DriftOutcome(input_hash=request.input_hash, digest=digest, relative_norm=0.0123, captured_energy=0.9)
+        found = DriftOutcome(
+            input_hash=request.input_hash,
+            digest=digest,
+            relative_norm=0.0123,
+            captured_energy=0.9,
+            report="results/drift.report.html",
+        )
         return Summary(kind=kind, ok=True, drift=found)
     if isinstance(request, TrainRequest | LearnRequest):
         return Summary(kind=kind, ok=True, outcomes=(made(request),))
