@@ -133,14 +133,12 @@ def extract(
 
 @app.command()
 def report(
-    path: Annotated[
-        Path, typer.Argument(metavar="DIR", help="An --out of adapt, extract or drift, or a file of evidence.")
-    ],
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="An --out of a command, or a file of evidence.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Default: report.html in DIR, or beside the file.")
     ] = None,
 ) -> None:
-    """Draws what `adapt`, `extract`, `drift` or a Job did, as one page that loads nothing.
+    """Draws what a command or a Job did, as one page that loads nothing.
 
     Examples:
 

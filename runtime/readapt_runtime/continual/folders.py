@@ -31,6 +31,7 @@ from readapt_runtime.examples import BadData
 from readapt_runtime.lora_format import base_shapes
 from readapt_runtime.out_folder import PROGRESS, BadOut, make_out
 from readapt_runtime.progress import ConsoleLog
+from readapt_runtime.report.keeping import write_report
 from readapt_runtime.store import Store
 
 LESSONS = "lessons.json"
@@ -81,6 +82,7 @@ def learn_folders(base: Path, tasks: Sequence[str], out: Path, max_rank: int, **
             progress.drop_progress(hashes[count - 1])
     shutil.rmtree(progress.root, ignore_errors=True)
     folded = _write(out, learned, request, Lessons(done=hashes, lessons=lessons))
+    write_report(out, log)
     return {
         "origin": Origin.INCREMENTAL.value,
         "tasks": [lesson.task for lesson in lessons],

@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import RcKeyType
 
 from readapt_api.jobs import RungResult
-from readapt_runtime.report.findings import Learning, Search
+from readapt_runtime.report.findings import Learning, Lesson, Search
 
 _STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
@@ -46,8 +46,8 @@ _LAYER = re.compile(r"^(?:.*\.)?(?P<layer>\d+)\.(?P<kind>.+)$")
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-def gate_intervals(rungs: Sequence[RungResult], margin: float) -> str:
-    """Per rung the interval of the gain over the old pair, against what may be lost."""
+def gate_intervals(rungs: Sequence[RungResult], margin: float | None) -> str:
+    """Per rung the interval of the gain over the reference, against what may be lost; None where nothing is tested."""
     unit = rungs[0].metric.unit
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDE, 1.0 + 0.5 * len(rungs)), layout="constrained")
@@ -55,13 +55,14 @@ def gate_intervals(rungs: Sequence[RungResult], margin: float) -> str:
         rows = list(range(len(rungs)))
         lower, upper = ([unit.factor * end for end in ends] for ends in zip(*map(_ends, rungs), strict=True))
         gains = [unit.factor * rung.metric.gain(rung.score, rung.reference) for rung in rungs]
-        allowed = -unit.factor * margin
-        colors = [_GOOD if rung.interval.lower > -margin else _BAD for rung in rungs]
+        least = 0.0 if margin is None else -margin
+        colors = [_GOOD if rung.interval.lower > least else _QUIET if margin is None else _BAD for rung in rungs]
         axes.hlines(rows, lower, upper, colors=colors, linewidth=4, alpha=0.5).set_gid("intervals")
         axes.scatter(gains, rows, c=colors, zorder=3, gid="gains")
-        axes.axvline(allowed, color=_BAD, linestyle="--", gid="allowed")
+        if margin is not None:
+            axes.axvline(unit.factor * least, color=_BAD, linestyle="--", gid="allowed")
+            axes.text(unit.factor * least, -0.65, " allowed", color=_BAD, va="top")
         axes.axvline(0.0, color=_QUIET, linewidth=0.8)
-        axes.text(allowed, -0.65, " allowed", color=_BAD, va="top")
         axes.set(yticks=rows, yticklabels=[rung.origin.value for rung in rungs], ylim=(len(rungs) - 0.4, -0.7))
         axes.set_xlabel(f"gain over the reference, {unit.name}")
         return _svg(figure, "gate")
@@ -96,29 +97,54 @@ def learning_curves(learning: Learning, floor: float | None, number: int) -> str
     """Loss of the training batches, score on the stopping examples, retention with its floor, over the steps."""
     steps = [int(evaluation["step"]) for evaluation in learning.curve]
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDE, 4.8), layout="constrained")
-        loss, score, kept = (figure.add_subplot(3, 1, row) for row in (1, 2, 3))
+        rows = 3 if learning.retentions else 2
+        figure = Figure(figsize=(_WIDE, 1.6 * rows), layout="constrained")
+        loss, score, *kept = (figure.add_subplot(rows, 1, row) for row in range(1, rows + 1))
         loss.plot(range(1, len(learning.train_losses) + 1), learning.train_losses, color=_QUIET, gid="train-loss")
         score.plot(steps, [e["score"] for e in learning.curve], marker="o", color=_GOOD, gid="score")
         if learning.target is not None:
             score.axhline(learning.target, color=_QUIET, linestyle="--", gid="target")
-        _draw_retention(kept, learning, floor)
+        for axes in kept:
+            _draw_retention(axes, learning, floor)
         loss.set_ylabel("training loss")
         score.set_ylabel("score, higher is better")
-        kept.set(xlabel="step", ylabel="retention")
+        figure.axes[-1].set_xlabel("step")
         last = max(steps[-1], len(learning.train_losses), 1)
-        for axes in (loss, score, kept):
+        for axes in figure.axes:
             axes.axvline(learning.best, color=_GOOD, linewidth=0.8, linestyle=":")
             axes.set_xlim(-0.02 * last, 1.02 * last)
         return _svg(figure, f"learning{number}")
 
 
 def _draw_retention(axes: Axes, learning: Learning, floor: float | None) -> None:
-    values = [(int(e["step"]), _value(e.get("retention"))) for e in learning.curve]
-    known = [(step, value) for step, value in values if value is not None]
-    axes.plot([step for step, _ in known], [value for _, value in known], marker="o", gid="retention")
+    steps, values = zip(*learning.retentions, strict=True)
+    axes.plot(steps, values, marker="o", gid="retention")
+    axes.set_ylabel("retention")
     if floor is not None:
         axes.axhline(floor, color=_BAD, linestyle="--", gid="floor")
+
+
+def lesson_curves(lessons: Sequence[Lesson]) -> str:
+    """Per task the loss of its steps; below, the accuracy on every task after each one."""
+    columns = min(4, len(lessons))
+    rows = math.ceil(len(lessons) / columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDE, 2.0 * rows + 3.0), layout="constrained")
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(2.0 * rows, 3.0))[:, 0]
+        for place, lesson in enumerate(lessons, 1):
+            axes = above.add_subplot(rows, columns, place)
+            axes.plot(range(1, len(lesson.losses) + 1), lesson.losses, color=_QUIET, gid=f"loss-{place}")
+            axes.set(title=lesson.task, xlabel="step", ylabel="training loss" if (place - 1) % columns == 0 else "")
+        axes = below.add_subplot()
+        for place, lesson in enumerate(lessons, 1):
+            after = range(place, len(lessons) + 1)
+            known = [lessons[at - 1].accuracies[place - 1] for at in after]
+            color = _COLORS((place - 1) / max(len(lessons) - 1, 1))
+            axes.plot(after, known, marker="o", color=color, label=lesson.task, gid=f"accuracy-{place}")
+        axes.set(xlabel="tasks learned", ylabel="accuracy", ylim=(-0.02, 1.02))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        below.legend(loc="outside right upper", frameon=False)
+        return _svg(figure, "lessons")
 
 
 def relative_norms(norms: Mapping[str, float]) -> str:
@@ -186,9 +212,3 @@ def _place(module: str) -> tuple[int, str]:
     """``model.layers.3.mlp.up_proj`` -> (3, "mlp.up_proj")."""
     found = _LAYER.match(module)
     return (int(found["layer"]), found["kind"]) if found else (0, module)
-
-
-def _value(retention: Any) -> float | None:
-    """A number, or a number with its error."""
-    value: float | None = retention["value"] if isinstance(retention, Mapping) else retention
-    return value

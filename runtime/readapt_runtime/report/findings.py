@@ -1,6 +1,6 @@
 """What a page is made of, read out of the evidence that Jobs and commands leave.
 
-In: evidence of a Job, a measured drift, or a folder of ``readapt adapt``, ``extract`` or ``drift``. Out: ``Findings``.
+In: evidence of a Job, a measured drift, or a folder that a command of ``readapt`` wrote. Out: ``Findings``.
 What a rung wrote down about itself is found by what it holds (trials, a curve), wherever it stands in the evidence, so
 that a new rung is drawn without a change here. Next: ``figures`` and ``page``.
 """
@@ -18,13 +18,14 @@ from pydantic import ValidationError
 from readapt_api.contract import Digest
 from readapt_api.digest import hex_of
 from readapt_api.errors import Terminal
-from readapt_api.jobs import DriftRequest, Outcome, RungResult
+from readapt_api.jobs import DriftRequest, JobKind, Outcome, RungResult
 from readapt_runtime.drift.folder import DRIFT_REPORT, DriftReport
 from readapt_runtime.extract.report import EXTRACT_REPORT, ExtractReport
 
 EVIDENCE = "evidence.json"
+LESSONS = "lessons.json"
 REPORT = "report.html"
-_DOCUMENTS = (EVIDENCE, EXTRACT_REPORT, DRIFT_REPORT)
+_DOCUMENTS = (EVIDENCE, EXTRACT_REPORT, DRIFT_REPORT, LESSONS)
 _SUFFIX = ".evidence.json"
 
 
@@ -60,6 +61,23 @@ class Learning:
     best: int
     """The step whose checkpoint was kept."""
 
+    @property
+    def retentions(self) -> tuple[tuple[int, float], ...]:
+        """(step, retention) where it was measured."""
+        seen = [(int(e["step"]), _value(e.get("retention"))) for e in self.curve]
+        return tuple((step, value) for step, value in seen if value is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One task of a sequence."""
+
+    task: str
+    losses: tuple[float, ...]
+    """Of training, step by step."""
+    accuracies: tuple[float, ...]
+    """After it, on each task so far."""
+
 
 @dataclass(frozen=True, slots=True)
 class Findings:
@@ -70,6 +88,7 @@ class Findings:
     rungs: tuple[RungResult, ...] = ()
     searches: tuple[Search, ...] = ()
     learnings: tuple[Learning, ...] = ()
+    lessons: tuple[Lesson, ...] = ()
     extraction: ExtractReport | None = None
     drift: DriftReport | None = None
     variant: Digest | None = None
@@ -86,11 +105,12 @@ class Findings:
                 rungs=tuple(RungResult.model_validate(rung) for rung in evidence.get("rungs", ())),
                 searches=tuple(_search(part) for _, part in _parts(evidence, "trials")),
                 learnings=tuple(_learning(name, part, _target(evidence)) for name, part in _parts(evidence, "curve")),
+                lessons=tuple(_lesson(part) for part in evidence.get("lessons", ())),
                 extraction=None if found is None else ExtractReport.model_validate(found),
                 variant=variant,
             )
         except (LookupError, TypeError, AttributeError, ValidationError) as error:
-            raise BadFindings(f"no evidence of a repair or an extraction: {_line(error)}") from error
+            raise BadFindings(f"no evidence of a Job: {_line(error)}") from error
 
     @classmethod
     def of_drift(cls, request: DriftRequest, report: DriftReport) -> Findings:
@@ -130,6 +150,8 @@ def _of_file(path: Path) -> Findings:
         document = json.loads(path.read_bytes())
         if isinstance(document, dict) and "modules" in document:
             return _of_modules(path.resolve().parent.name, document)
+        if isinstance(document, dict) and "lessons" in document and "request" not in document:
+            document["request"] = {"kind": JobKind.LEARN, "name": path.resolve().parent.name}
         return Findings.of_evidence(document, _variant(path))
     except (ValueError, BadFindings) as error:
         raise BadFindings(f"{path}: {_line(error)}") from error
@@ -168,6 +190,16 @@ def _search(part: Mapping[str, Any]) -> Search:
 
 def _learning(name: str, part: Mapping[str, Any], target: float | None) -> Learning:
     return Learning(name, tuple(part["curve"]), tuple(part.get("trainLosses", ())), target, int(part.get("best", 0)))
+
+
+def _lesson(part: Mapping[str, Any]) -> Lesson:
+    return Lesson(str(part["task"]), tuple(part["losses"]), tuple(part["accuracies"]))
+
+
+def _value(retention: Any) -> float | None:
+    """A number, or a number with its error."""
+    value: float | None = retention["value"] if isinstance(retention, Mapping) else retention
+    return value
 
 
 def _target(evidence: Mapping[str, Any]) -> float | None:

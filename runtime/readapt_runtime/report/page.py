@@ -13,15 +13,25 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from readapt_api.jobs import GateVerdict, JobKind
 from readapt_runtime.drift.folder import DriftReport
 from readapt_runtime.report import figures, tables
-from readapt_runtime.report.findings import Findings
+from readapt_runtime.report.findings import Findings, Learning
 from readapt_runtime.report.tables import Table
 from readapt_runtime.report.verdict import Verdict, judge
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
+
+
+_WORK = {
+    JobKind.DRIFT: "drift",
+    JobKind.EXTRACT: "extraction",
+    JobKind.TRAIN: "training",
+    JobKind.LEARN: "learning",
+    JobKind.ADAPT: "repair",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +66,14 @@ def render(findings: Findings) -> str:
 
 
 def _work(found: Findings) -> str:
-    if found.drift is not None:
-        return "drift"
-    return "extraction" if found.extraction is not None else "repair"
+    """By the request; a folder of ``extract`` or ``drift`` has none."""
+    kind = "drift" if found.drift is not None else "extract" if found.extraction is not None else "adapt"
+    return _WORK[JobKind(found.request.get("kind", kind))]
 
 
 def _figures(found: Findings) -> Iterator[_Figure]:
     if found.rungs:
-        yield _Figure(
-            "gate",
-            "The gate",
-            "Per rung the measured gain over the reference and its interval. A rung passes when the whole interval is "
-            "to the right of the dashed line, the regression that was allowed.",
-            Markup(figures.gate_intervals(found.rungs, found.margin)),
-        )
+        yield _scores(found)
     for number, search in enumerate(found.searches, 1):
         yield _Figure(
             f"search-{number}",
@@ -82,10 +86,17 @@ def _figures(found: Findings) -> Iterator[_Figure]:
     for number, learning in enumerate((part for part in found.learnings if len(part.curve) > 1), 1):
         yield _Figure(
             f"learning-{number}",
-            f"Tuning: {learning.name}",
-            f"Over the steps: the loss of the training batches; the score on the stopping examples, dashed the old "
-            f"pair's; retention, dashed what it must reach. The checkpoint of step {learning.best} was kept.",
+            f"Tuning: {learning.name}" if learning.name else "Training",
+            f"Over the steps: {_curves(learning)}. The checkpoint of step {learning.best} was kept.",
             Markup(figures.learning_curves(learning, _floor(found), number)),
+        )
+    if found.lessons:
+        yield _Figure(
+            "lessons",
+            "Learning, task by task",
+            "Above, the loss of each task's training batches over its steps. Below, after each task, how many of the "
+            "examples set aside of every task so far are answered right among the answers of all of them.",
+            Markup(figures.lesson_curves(found.lessons)),
         )
     if found.extraction is not None and found.extraction.modules:
         asked = found.settings.get("energy")
@@ -99,6 +110,33 @@ def _figures(found: Findings) -> Iterator[_Figure]:
         )
     if found.drift is not None and found.drift.modules:
         yield from _drift_figures(found.drift)
+
+
+def _scores(found: Findings) -> _Figure:
+    """Nothing gates what was made of examples alone."""
+    if all(rung.verdict is GateVerdict.NOT_NEEDED for rung in found.rungs):
+        return _Figure(
+            "scores",
+            "Beside the base alone",
+            "The measured gain over the base without the adapter, and its interval.",
+            Markup(figures.gate_intervals(found.rungs, None)),
+        )
+    return _Figure(
+        "gate",
+        "The gate",
+        "Per rung the measured gain over the reference and its interval. A rung passes when the whole interval is "
+        "to the right of the dashed line, the regression that was allowed.",
+        Markup(figures.gate_intervals(found.rungs, found.margin)),
+    )
+
+
+def _curves(learning: Learning) -> str:
+    parts = ["the loss of the training batches", "the score on the stopping examples"]
+    if learning.target is not None:
+        parts[-1] += ", dashed the old pair's"
+    if learning.retentions:
+        parts.append("retention, dashed what it must reach")
+    return "; ".join(parts)
 
 
 def _drift_figures(report: DriftReport) -> Iterator[_Figure]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from readapt_api.adaptation import Metric
@@ -10,7 +10,7 @@ from readapt_api.artifacts import Origin
 from readapt_api.jobs import RungResult
 from readapt_runtime.drift.folder import DriftReport
 from readapt_runtime.extract.report import ExtractReport
-from readapt_runtime.report.findings import Findings
+from readapt_runtime.report.findings import Findings, Lesson
 
 _WORST = 10
 _DIRECTIONS = 4
@@ -42,6 +42,7 @@ def circumstances(found: Findings) -> tuple[Table, ...]:
 def _results(found: Findings) -> Iterator[Table]:
     yield Table("rungs", "What was tried", tuple(_rung(rung) for rung in found.rungs), _RUNG_HEAD)
     yield Table("forecast", "What Copy was expected to lose, from the weights alone", tuple(_forecast(found)))
+    yield _remembered(found.lessons)
     if found.extraction is not None:
         yield _worst_modules(found.extraction)
         yield _sidecar(found.extraction)
@@ -118,6 +119,13 @@ def _sidecar(report: ExtractReport) -> Table:
     rows = tuple((name, f"{entry.share:.3%}", entry.reason) for name, entry in largest)
     title = f"Changed tensors that no adapter holds: the largest {len(rows)} of {len(report.sidecar)}"
     return Table("sidecar", title, rows, ("tensor", "share of the change", "why"))
+
+
+def _remembered(lessons: Sequence[Lesson]) -> Table:
+    rows = tuple((lesson.task, *(f"{share:.1%}" for share in lesson.accuracies)) for lesson in lessons)
+    return Table(
+        "lessons", "Accuracy on every task, after", rows, ("task learned", *(lesson.task for lesson in lessons))
+    )
 
 
 def _most_moved(report: DriftReport) -> Table:

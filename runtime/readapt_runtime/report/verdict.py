@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from readapt_api.jobs import GateVerdict
 from readapt_runtime.drift.folder import DriftReport
 from readapt_runtime.report.findings import Findings
 
@@ -22,14 +23,21 @@ def judge(found: Findings) -> Verdict:
     if found.drift is not None:
         return Verdict("", _moved(found.drift))
     if not found.rungs:
-        return Verdict("", f"{_kept(found)}No gate was asked.")
+        return Verdict("", f"{_kept(found)}{_learned(found)}No gate was asked.")
     from readapt_runtime.adapt import ladder  # and with it scipy, which an extraction has no need of
 
     last = found.rungs[-1]
+    if last.verdict is GateVerdict.NOT_NEEDED:
+        return Verdict("", f"{last.origin}, with nothing to compare it with: {last.message}.")
     if ladder.passes(last):
         return Verdict("passed", f"Passed as {last.origin}. {last.message}.")
     tried = f"after {len(found.rungs)} rungs " if len(found.rungs) > 1 else ""
     return Verdict("failed", f"No variant passed {tried}({ladder.reason(found.rungs)}). {last.message}.")
+
+
+def _learned(found: Findings) -> str:
+    names = ", ".join(lesson.task for lesson in found.lessons)
+    return f"Learned one after the other: {names}. " if names else ""
 
 
 def _moved(report: DriftReport) -> str:

@@ -25,6 +25,7 @@ from readapt_runtime.adapt.measure import Measure
 from readapt_runtime.lora_format import base_shapes, write_adapter
 from readapt_runtime.out_folder import PROGRESS, make_out
 from readapt_runtime.progress import ConsoleLog
+from readapt_runtime.report.keeping import write_report
 from readapt_runtime.store import Store
 from readapt_runtime.training.score import score
 from readapt_runtime.training.training import evidence_of, recipe_of, train
@@ -76,6 +77,7 @@ def train_folders(folders: Folders, **settings: Any) -> dict[str, object]:
         "rungs": [rung.to_wire()],
     }
     (folders.out / EVIDENCE).write_text(json.dumps(evidence, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_report(folders.out, log)
     shutil.rmtree(folders.out / PROGRESS, ignore_errors=True)
     return {
         "origin": Origin.TRAINED.value,

@@ -175,6 +175,7 @@ def test_another_serving_rank_folds_anew_and_learns_nothing(
     assert (wide.rank, narrow.rank) == (8, 4)
     evidence = store.root / "results" / f"{hex_of(narrow.input_hash)}.evidence.json"
     assert 0 < json.loads(evidence.read_bytes())["discarded"] < 0.9
+    assert 'id="lessons-loss-2"' in (store.root / str(narrow.report)).read_text()
 
 
 class Killed(BaseException):
@@ -256,6 +257,7 @@ def test_the_command_goes_on_from_what_its_folder_holds(
     assert read_adapter(out, shapes).rank == 8
     assert (out / "block-000.safetensors").read_bytes() == (learned_folder / "block-000.safetensors").read_bytes()
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+    assert 'id="lessons-loss-2"' in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -312,4 +314,5 @@ def test_train_on_folders_prints_its_accuracy(
     adapter = read_adapter(tmp_path / "out", shapes)
     assert {name.rsplit(".", 1)[1] for name in adapter.modules} == {"v_proj", "down_proj"}
     assert json.loads((tmp_path / "out" / "evidence.json").read_text())["best"] == said["steps"]
+    assert 'id="learning-1"' in (tmp_path / "out" / "report.html").read_text()
     assert len(read_examples(folders / "low" / "test.jsonl")) == said["samples"]

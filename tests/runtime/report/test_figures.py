@@ -12,7 +12,7 @@ import pytest
 
 from readapt_runtime.extract.report import ExtractReport
 from readapt_runtime.report import figures
-from readapt_runtime.report.findings import Findings
+from readapt_runtime.report.findings import Findings, Lesson
 
 _SVG = "{http://www.w3.org/2000/svg}"
 
@@ -119,6 +119,26 @@ def test_the_energy_plot_has_the_spectrum_of_every_module_and_the_target(extract
         assert_drawn(np.array([*np.concatenate(corners), target[0]])[:, [1, 1]] * [-1, 1], heights, heights)
         assert_drawn(corners[0], [0, 1, 2, 3, 4], shares[0])
         assert kind in drawn.texts()
+
+
+def test_a_training_without_retention_has_no_place_for_it(evidence: dict[str, Any]) -> None:
+    for seen in evidence["relora"]["curve"]:
+        seen["retention"] = None
+    (learning,) = Findings.of_evidence(evidence).learnings
+    drawn = Drawing(figures.learning_curves(learning, None, 1))
+    assert_drawn(drawn.paths("score")[0], [0, 4, 8], [0.85, 0.89, 0.92])
+    assert "retention" not in drawn.texts()
+
+
+def test_the_lessons_have_the_losses_of_every_task_and_what_is_remembered_of_it() -> None:
+    lessons = [Lesson("a", (0.9, 0.5, 0.25), (0.75,)), Lesson("$b$", (0.75, 0.5), (0.5, 1.0))]
+    drawn = Drawing(figures.lesson_curves(lessons))
+    for place, lesson in enumerate(lessons, 1):
+        (losses,) = drawn.paths(f"loss-{place}")
+        assert_drawn(losses, range(1, len(lesson.losses) + 1), lesson.losses)
+    remembered = np.concatenate([drawn.marks("accuracy-1"), drawn.marks("accuracy-2")])
+    assert_drawn(remembered, [1, 2, 2], [0.75, 0.5, 1.0])
+    assert {"a", "$b$", "tasks learned"} <= set(drawn.texts())
 
 
 def test_the_drift_plot_has_the_norm_of_every_module_by_layer() -> None:

@@ -165,6 +165,39 @@ def test_an_extract_job_shows_gate_and_spectra(evidence: dict[str, Any], extract
     assert read.rows("digests") == {"base": [HASH]}
 
 
+LESSONS: list[dict[str, Any]] = [
+    {"task": "cards", "losses": [0.9, 0.5, 0.25], "accuracies": [0.75], "rank": 4},
+    {"task": "transfers", "losses": [0.75, 0.5], "accuracies": [0.5, 1.0], "rank": 4},
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "title", "drawn"),
+    [("train", "support: training", {"scores", "learning-1"}), ("learn", "support: learning", {"scores", "lessons"})],
+)
+def test_what_no_gate_judges_is_named_for_what_it_is_and_has_its_curves(
+    kind: str, title: str, drawn: set[str], evidence: dict[str, Any]
+) -> None:
+    rung = evidence["rungs"][1] | {"origin": "Trained", "verdict": "NotNeeded", "retention": None}
+    steps = [{"step": step, "score": 0.1 * step, "retention": None} for step in (0, 1, 2)]
+    parts = {"curve": steps, "trainLosses": [0.5, 0.25], "best": 2} if kind == "train" else {"lessons": LESSONS}
+    request = {"kind": kind, "name": "support", "base": HASH}
+    read = Read(render(Findings.of_evidence({"request": request, "rungs": [rung], **parts})))
+    assert read.texts["h1"] == title
+    assert read.texts["verdict"].strip() == "Trained, with nothing to compare it with: ReLoRA: said."
+    assert {a.get("id") for tag, a in read.tags if tag == "figure"} == drawn
+    if kind == "learn":
+        assert read.tables["lessons"][1:] == [["cards", "75.0%"], ["transfers", "50.0%", "100.0%"]]
+
+
+def test_a_folder_of_lessons_is_drawn(tmp_path: Path) -> None:
+    (tmp_path / "lessons.json").write_text(json.dumps({"version": 1, "done": [], "lessons": LESSONS}))
+    read = Read(render(read_findings(tmp_path)[0]))
+    assert read.texts["h1"] == f"{tmp_path.name}: learning"
+    assert read.texts["verdict"].strip().startswith("Learned one after the other: cards, transfers.")
+    assert [a.get("id") for tag, a in read.tags if tag == "figure"] == ["lessons"]
+
+
 def test_a_drift_shows_what_moved_most_how_far_and_in_which_directions(
     drift: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,7 +251,7 @@ def test_the_command_draws_a_folder_and_a_file_of_the_store(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "none of evidence.json, report.json, drift.json"),
+        (None, "none of evidence.json, report.json, drift.json, lessons.json"),
         ("{", "evidence.json: "),
         ('{"request": 1}', "no evidence"),
         ("[]", ""),
