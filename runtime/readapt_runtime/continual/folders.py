@@ -24,6 +24,7 @@ from readapt_api.jobs import MAX_TASKS, LearnRequest, LearnTask
 from readapt_runtime.adapt.base import fix_threads, load_base
 from readapt_runtime.adapt.data import Example, Splits, read_examples, split
 from readapt_runtime.adapt.item import seed_of
+from readapt_runtime.adapt.suitability import require_room
 from readapt_runtime.continual.blocks import Folded, Learned
 from readapt_runtime.continual.files import Magnitudes, magnitudes_of, read_learned, write_learned
 from readapt_runtime.continual.sequence import Lesson, Task, forgetting, journal_of, learn_task
@@ -73,6 +74,8 @@ def learn_folders(base: Path, tasks: Sequence[str], out: Path, max_rank: int, **
     fix_threads()
     with ConsoleLog() as log:
         shapes, loaded = base_shapes(base), load_base(base, request.base)
+        for part in splits:
+            require_room(loaded, part)
         ready = [Task.of(t, s, seed_of(h)) for t, s, h in zip(request.tasks, splits, hashes, strict=True)]
         for count in range(len(lessons) + 1, len(ready) + 1):
             journal = journal_of(progress, hashes[count - 1], loaded, learned, log)

@@ -22,6 +22,7 @@ from readapt_runtime.adapt.evidence import circumstances
 from readapt_runtime.adapt.item import seed_of
 from readapt_runtime.adapt.measure import Measure
 from readapt_runtime.adapt.share import Share
+from readapt_runtime.adapt.suitability import require_room
 from readapt_runtime.continual.blocks import Learned, fold
 from readapt_runtime.continual.files import factor_blocks, read_learned, write_learned
 from readapt_runtime.continual.sequence import Lesson, Task, forgetting, journal_of, learn_task
@@ -51,6 +52,8 @@ def run(request: LearnRequest, store: Store, log: Log) -> Outcome:
     together = union(splits)
     artifact = store.open(request.base)
     base = load_base(artifact.path, request.base)
+    for part in splits:
+        require_room(base, part)
     work = _Work(request, store, base, artifact, splits)
     learned, done = work.learn(log)
     folded = fold(learned, request.max_rank)
