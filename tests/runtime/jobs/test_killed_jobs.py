@@ -36,7 +36,7 @@ def lives(bench: Any, request: Request, death: str) -> dict[str, Any]:
         str(path),
         str(scratch),
     ]
-    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return found
 
 
