@@ -77,7 +77,7 @@ def test_items_come_to_the_digests_of_single_jobs(
     published: Published, together: tuple[Outcome, ...], tmp_path: Path
 ) -> None:
     assert [outcome.origin for outcome in together] == [Origin.COPIED, Origin.RELORA]
-    assert len({outcome.variant for outcome in together}) == 2
+    assert len({outcome.input_hash for outcome in together}) == 2
     for number, item in enumerate(published.request.items):
         alone = published.request.model_copy(update={"items": (item,)})
         (found,) = adapt.run(alone, published.copy(tmp_path / str(number)), JsonLog(io.StringIO()))
