@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -271,6 +271,42 @@ def test_stopped_before_any_durable_write_the_next_run_makes_the_same_variant_an
         assert death == "SIGKILL" or not [name for name in stopped["leftovers"] if name.startswith("tmp/")]
         done = [sum(e["event"] == "trial" for e in run["events"]) for run in (stopped, again, undisturbed)]
         assert done[0] + done[1] <= done[2] + 1, "only the trial whose record was being written is measured again"
+        assert stopped["steps"] + again["steps"] <= undisturbed["steps"] + between, life
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("death", "code"), [("SIGKILL", -9), ("SIGTERM", 75)])
+@pytest.mark.parametrize(
+    ("policy", "origin", "every"),
+    [
+        (Policy.AUTO, Origin.TRANSPORTED, 4),
+        (Policy.REFRESH, Origin.REFRESHED, 7),
+        (Policy.RETRAIN, Origin.RETRAINED, 9),
+    ],
+)
+def test_stopped_on_another_rung_the_next_run_makes_the_same_variant(
+    world: Any, tmp_path: Path, policy: Policy, origin: Origin, every: int, death: str, code: int
+) -> None:
+    elsewhere = publish(world, tmp_path / "store")
+    settings = SETTINGS.model_copy(update={"policy": policy, "trials": 4, "max_steps": 20, "learning_rate": "1e-2"})
+    regression = "0.1" if policy is Policy.AUTO else "0.9"
+    request = elsewhere.asking(adaptation=settings, gate=GateSettings(max_samples=300, max_regression=regression))
+    (tmp_path / "request.json").write_text(json.dumps(request.to_wire()))
+    command = [sys.executable, "-m", "readapt_testing.mortal_job", death, str(every), elsewhere.store.root]
+    told = subprocess.run([*command, tmp_path / "request.json", tmp_path], check=True, capture_output=True).stdout
+    undisturbed, lives = json.loads(told).values()
+    assert undisturbed["summary"]["outcomes"][0]["origin"] == origin, undisturbed
+    names, tuning = undisturbed["renames"], replace(TUNING, max_steps=settings.max_steps)
+    looks = [0, *filter(tuning.evaluates, range(1, settings.max_steps + 1))]
+    between = max(after - before for before, after in pairwise(looks))
+    rates = {name for name in names if ".tuning-" in name}
+    assert len(rates) >= {Policy.AUTO: 0, Policy.REFRESH: 1, Policy.RETRAIN: 2}[policy]
+    for life in lives:
+        stopped, again, at = life["stopped"], life["again"], life["at"]
+        assert (stopped["code"], again["code"]) == (code, 0), life
+        assert stopped["renames"] == names[: at + 1]
+        assert again["summary"]["outcomes"][0]["variant"] == undisturbed["summary"]["outcomes"][0]["variant"], life
+        assert [name for name in again["leftovers"] if name.startswith("progress/")] == []
         assert stopped["steps"] + again["steps"] <= undisturbed["steps"] + between, life
 
 
