@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,40 +14,26 @@ from start_gradients import Scalars
 from starts import GRID, TRIALS, Ground, fold_groups
 from tunings import OfFactors, ToZero
 
-from readapt_api.contract import Digest
-from readapt_runtime.adapt.base import load_base
 from readapt_runtime.adapt.data import read_splits
 from readapt_runtime.adapt.factors import SideFactors
 from readapt_runtime.adapt.item import Move
 from readapt_runtime.adapt.retention import retention
 from readapt_runtime.adapt.search import COPY, Point, SideBySide, fold
-from readapt_runtime.drift import measure, read_drift
 from readapt_runtime.lora_format import base_shapes, read_adapter
 from readapt_runtime.progress import JsonLog
 from readapt_runtime.store import Store
-from readapt_testing.tiny_models import tiny_models
+from readapt_testing.tiny_models import TinyModels
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 QUIET = JsonLog(io.StringIO())
-OLD, NEW = (Digest(f"sha256:{key * 64}") for key in "12")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _single_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
-def ground(fixture_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    models, folder = tiny_models(fixture_cache), tmp_path_factory.mktemp("ablations")
-    measure(models.v1, models.v2, folder / "drift", QUIET)
-    move = Move(load_base(models.v1, OLD), load_base(models.v2, NEW), read_drift(folder / "drift"))
+def ground(models: TinyModels, move: Move, tmp_path_factory: pytest.TempPathFactory) -> Ground:
     adapter = read_adapter(models.adapter, base_shapes(models.v1))
     splits = read_splits(models.data("adapter", "train").parent)
     splits = replace(splits, train=splits.train[:64], search=splits.search[:24], stopping=splits.stopping[:48])
-    return ground_of(move, adapter, splits, 0, Store(folder / "store"), QUIET)
+    return ground_of(move, adapter, splits, 0, Store(tmp_path_factory.mktemp("ablations") / "store"), QUIET)
 
 
 def test_gradients_are_those_of_what_the_search_measures(ground: Ground) -> None:

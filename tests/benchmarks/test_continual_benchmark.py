@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import continual
 import pytest
-import torch
 from answers import one_word_each
 from continual import METHODS, QUICK
 from sequence import joined, tasks_of
 
 from readapt_testing.tiny_language import tokenizer
-from readapt_testing.tiny_models import TinyModels, tiny_models
+from readapt_testing.tiny_models import TinyModels
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 CLASSES = 12
 WORDS = [f"t{topic}w{number}" for topic in range(4) for number in range(3)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _single_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def models(fixture_cache: Path) -> TinyModels:
-    return tiny_models(fixture_cache)
 
 
 @pytest.fixture(scope="module")

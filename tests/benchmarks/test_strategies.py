@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from cases import Plan, Study
 from strategies import WAYS, Contest, Run, Trial, timed_once
 from study_bases import Shelf
@@ -17,37 +16,23 @@ from study_rows import Row, read_rows
 from study_tables import tables
 
 from readapt_api.artifacts import Origin
-from readapt_api.contract import Digest
-from readapt_runtime.adapt.base import load_base
 from readapt_runtime.adapt.comparison import AnswerStream, Pair
 from readapt_runtime.adapt.data import Example, Splits, read_splits
 from readapt_runtime.adapt.item import Move
 from readapt_runtime.adapt.measure import Measure, mean
-from readapt_runtime.drift import measure, read_drift
 from readapt_runtime.lora_format import base_shapes, read_adapter
 from readapt_runtime.progress import JsonLog
 from readapt_testing.tiny_models import TinyModels, tiny_models
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 QUIET = JsonLog(io.StringIO())
-OLD, NEW = (Digest(f"sha256:{key * 64}") for key in "12")
 STEPS = 16
 whole = pytest.mark.fault
 """All ways, half a minute."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _single_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def case(fixture_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Trial:
-    models, folder = tiny_models(fixture_cache), tmp_path_factory.mktemp("strategies")
-    measure(models.v1, models.v2, folder / "drift", QUIET)
-    move = Move(load_base(models.v1, OLD), load_base(models.v2, NEW), read_drift(folder / "drift"))
+def case(models: TinyModels, move: Move) -> Trial:
     adapter = read_adapter(models.adapter, base_shapes(models.v1))
     splits = read_splits(models.data("adapter", "train").parent)
     spare = splits.gate[700:800]

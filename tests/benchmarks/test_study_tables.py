@@ -17,27 +17,11 @@ from study_curves import area, horizon_of, offered
 from study_rows import Row, complete, read_rows, seconds_of_pair, write_row
 from study_tables import areas, policy, scores, seconds, tables
 
+from readapt_testing import study_row
+
 
 def row(way: str, seed: int = 0, **more: Any) -> Row:
-    facts: dict[str, Any] = {
-        "move": "harder",
-        "task": "intents",
-        "size": 200,
-        "old_score": 0.9,
-        "of_copy": 0.97,
-        "shared": {"old answers": 10.0},
-        "seconds": 100.0,
-        "passed": True,
-        "score": 0.9,
-        "retention": 0.9,
-        "curve": [],
-        "steps": 0,
-        "origin": way,
-        "parts": {},
-        "begin": 0.5,
-        "end": 0.9,
-    }
-    return Row(way=way, seed=seed, **{**facts, **more})
+    return study_row.row(way, seed, **{"begin": 0.5, "end": 0.9, **more})
 
 
 def cells(table: str, way: str) -> list[str]:

@@ -8,25 +8,12 @@ import pytest
 from study_rows import Row
 from study_targets import false_passes, gains_at_equal_compute, targets, worse_beyond
 
+from readapt_testing import study_row
+
 
 def row(way: str, seed: int = 0, **more: Any) -> Row:
-    facts: dict[str, Any] = {
-        "move": "harder",
-        "task": "intents",
-        "size": 200,
-        "old_score": 0.9,
-        "of_copy": 0.97,
-        "shared": {"old answers": 10.0, "yardstick": 30.0, "drift": 10.0},
-        "seconds": 50.0,
-        "passed": True,
-        "score": 0.9,
-        "retention": 0.9,
-        "curve": [],
-        "steps": 0,
-        "origin": way,
-        "parts": {},
-    }
-    return Row(way=way, seed=seed, **{**facts, **more})
+    shared = {"old answers": 10.0, "yardstick": 30.0, "drift": 10.0}
+    return study_row.row(way, seed, **{"shared": shared, "seconds": 50.0, **more})
 
 
 def tuned(seed: int = 0, **more: Any) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from readapt_api.artifacts import ArtifactKind, FactorBlock, Origin
 from readapt_api.jobs import AdaptationSettings, AdaptItem, AdaptRequest, DriftRequest, GateSettings, Outcome
 from readapt_runtime.jobs import adapt
 from readapt_runtime.jobs.drift import run as measure_drift
+from readapt_runtime.lora_format import LoraAdapter, base_shapes, read_adapter, write_adapter
 from readapt_runtime.progress import JsonLog
 from readapt_runtime.store import Store
 from readapt_testing.tiny_models import tiny_models
@@ -40,13 +41,20 @@ class Published:
 
 @pytest.fixture(scope="module")
 def published(fixture_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Published:
-    """One adapter under two policies: the items share bases, drift, yardstick and data."""
+    """Two adapters, one of them a little weaker, under two policies: they share bases, drift, yardstick and data."""
     torch.manual_seed(0)
     models, root = tiny_models(fixture_cache), tmp_path_factory.mktemp("published")
     store = Store(root)
     old, new = (store.publish(ArtifactKind.BASE, folder).digest for folder in (models.v1, models.v2))
     drift = measure_drift(DriftRequest(old_base=old, new_base=new), store, JsonLog(io.StringIO())).digest
-    reference = store.publish(ArtifactKind.VARIANT, models.adapter, base=old, rank=8, blocks=(FactorBlock(),)).digest
+    modules = read_adapter(models.adapter, base_shapes(models.v1)).modules
+    weaker = LoraAdapter({name: replace(module, b=0.9 * module.b) for name, module in modules.items()})
+    folder = tmp_path_factory.mktemp("weaker")
+    write_adapter(folder, weaker, "v1")
+    references = [
+        store.publish(ArtifactKind.VARIANT, adapter, base=old, rank=8, blocks=(FactorBlock(),)).digest
+        for adapter in (models.adapter, folder)
+    ]
     data = store.publish(ArtifactKind.DATA, models.data("adapter", "train").parent).digest
     items = tuple(
         AdaptItem(
@@ -56,7 +64,7 @@ def published(fixture_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             adaptation=AdaptationSettings(policy=policy, trials=4, max_steps=4),
             gate=GATE,
         )
-        for policy in (Policy.COPY, Policy.RELORA)
+        for policy, reference in zip((Policy.COPY, Policy.RELORA), references, strict=True)
     )
     return Published(root, AdaptRequest(old_base=old, new_base=new, drift=drift, items=items))
 
@@ -77,7 +85,7 @@ def test_items_come_to_the_digests_of_single_jobs(
     published: Published, together: tuple[Outcome, ...], tmp_path: Path
 ) -> None:
     assert [outcome.origin for outcome in together] == [Origin.COPIED, Origin.RELORA]
-    assert len({outcome.input_hash for outcome in together}) == 2
+    assert len({outcome.variant for outcome in together}) == 2
     for number, item in enumerate(published.request.items):
         alone = published.request.model_copy(update={"items": (item,)})
         (found,) = adapt.run(alone, published.copy(tmp_path / str(number)), JsonLog(io.StringIO()))

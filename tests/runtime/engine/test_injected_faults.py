@@ -23,8 +23,8 @@ from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageOrder
 from readapt_runtime.engine.thread import EngineThread
+from readapt_runtime.model import cpu_ops
 from readapt_runtime.model.accelerator import Compute
-from readapt_runtime.model.cpu_ops import prefers_onednn
 from readapt_runtime.model.ops import TorchOps
 from readapt_runtime.model.static_decoder import StaticDecoder
 from readapt_testing.launch_tape import LaunchTape
@@ -125,7 +125,8 @@ def _layer_by_layer(tiny: Tiny, wire: Wire, _: pytest.MonkeyPatch) -> Engine:
     return _wire_calls(tiny.engine(), wire)
 
 
-def _in_one_call(tiny: Tiny, wire: Wire, _: pytest.MonkeyPatch) -> Engine:
+def _in_one_call(tiny: Tiny, wire: Wire, patch: pytest.MonkeyPatch) -> Engine:
+    patch.setattr(cpu_ops, "prefers_onednn", lambda: False)  # one call takes products of ours
     return _wire_calls(Tiny(tiny.base, tiny.adapters, torch.bfloat16).engine(), wire)
 
 
@@ -224,7 +225,6 @@ def test_a_fault_at_any_call_of_a_step_ends_the_engine_and_tells_everybody(
 ONE_CALL = {"PagePool.write", "CpuStack.run", "lm_head", "product", "CpuOps.greedy"}
 
 
-@pytest.mark.skipif(prefers_onednn(), reason="the weights of this processor's products are oneDNN's")
 @pytest.mark.usefixtures("caplog")
 def test_so_does_one_where_all_layers_are_one_call(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, whole = _calls(tiny, _in_one_call, monkeypatch)

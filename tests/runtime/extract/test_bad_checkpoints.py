@@ -13,30 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from readapt_runtime.cli import run
+from readapt_testing.damage import Damage, configured, tensors
 from readapt_testing.tiny_families import FAMILIES, write_family
 from readapt_testing.tiny_llama import write_base
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"
 EMBEDDING = "model.embed_tokens.weight"
-Damage = Callable[[Path], object]
-
-
-def tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
-    def damage(folder: Path) -> None:
-        found = load_file(folder / "model.safetensors")
-        edit(found)
-        save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
-
-    return damage
-
-
-def config(**fields: Any) -> Damage:
-    def damage(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return damage
 
 
 def value_of(name: str, value: float) -> Damage:
@@ -125,10 +108,13 @@ BAD: dict[str, tuple[Damage, str]] = {
     "more layers": (another(None), "DifferentModels: config.json: num_hidden_layers is 2 and 3"),
     "another family": (another(FAMILIES["qwen3"]), "DifferentModels: config.json: model_type is llama and qwen3"),
     "the same weights cut into other heads": (
-        config(num_attention_heads=8, num_key_value_heads=4, head_dim=8),
+        configured("config.json", num_attention_heads=8, num_key_value_heads=4, head_dim=8),
         "DifferentModels: config.json: num_attention_heads is 4 and 8",
     ),
-    "biases": (config(attention_bias=True), "DifferentModels: config.json: attention_bias is False and True"),
+    "biases": (
+        configured("config.json", attention_bias=True),
+        "DifferentModels: config.json: attention_bias is False and True",
+    ),
     "a config cut short": (lambda folder: (folder / "config.json").write_text("{"), "config.json: not the JSON"),
     "an adapter": (an_adapter, "no config.json (adapter_config.json is there: an adapter, not a model)"),
     "more tokens and no tokenizer": (
@@ -136,7 +122,7 @@ BAD: dict[str, tuple[Damage, str]] = {
         "tokenizer.json: no such file, and without it nobody can tell which of 260 and 262 rows",
     ),
     "more tokens and half a tokenizer": (with_half_a_tokenizer, "tokenizer.json: not the JSON"),
-    "a family that is not known": (config(model_type="mamba"), "UnsupportedModel: "),
+    "a family that is not known": (configured("config.json", model_type="mamba"), "UnsupportedModel: "),
     "a linear module missing": (tensors(lambda found: found.pop(Q)), f"no tensor {Q}"),
     "a norm missing": (tensors(lambda found: found.pop(NORM)), f"no tensor {NORM}, which "),
     "NaN": (value_of(Q, float("nan")), f"{Q}: NaN or infinite values"),
@@ -148,7 +134,7 @@ BAD: dict[str, tuple[Damage, str]] = {
     ),
     "too far for float32": (tensors(out_of_range), "NotFinite: "),
     "quantised, says the config": (
-        config(quantization_config={"quant_method": "gptq"}),
+        configured("config.json", quantization_config={"quant_method": "gptq"}),
         "UnsupportedModel: ",
     ),
     "quantised to int8": (quantised(torch.int8), f"{Q}: dtype I8; allowed are F32, F16, BF16 (quantised"),

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from readapt_api.artifacts import ArtifactKind, FactorBlock
 from readapt_api.contract import Digest
@@ -29,10 +28,10 @@ from readapt_api.jobs import (
 )
 from readapt_runtime.cli import run
 from readapt_runtime.store import Store
+from readapt_testing.damage import Damage, configured, tensors
 from readapt_testing.tiny_models import TinyModels, tiny_models
 from readapt_testing.twin_base import shuffled_copy
 
-Damage = Callable[[Path], object]
 Q = "model.layers.1.self_attn.q_proj.weight"
 SPLITS = ("train", "validation", "test")
 SHORT = AdaptationSettings(trials=4, max_steps=8)
@@ -99,22 +98,6 @@ def refuse(bench: Any, request: Request, reason: str, message: str) -> None:
 def listed(store: Store) -> set[Path]:
     """Answers of the old pair may be kept, for whoever asks it again."""
     return {*store.root.glob("artifacts/*"), *store.root.glob("results/*.*.*")}
-
-
-def tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
-    def damage(folder: Path) -> None:
-        found = load_file(folder / "model.safetensors")
-        edit(found)
-        save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
-
-    return damage
-
-
-def configured(name: str, **options: Any) -> Damage:
-    def damage(folder: Path) -> None:
-        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | options))
-
-    return damage
 
 
 BASES: dict[str, tuple[Damage, str, str]] = {
