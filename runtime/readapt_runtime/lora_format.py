@@ -24,7 +24,7 @@ import torch
 from readapt_api.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Manifest
 from readapt_api.digest import FileEntry, entry_of
 from readapt_runtime.model.family import read_dimensions, read_document
-from readapt_runtime.peft_config import PeftLoraConfig, parse_config
+from readapt_runtime.peft_config import DORA_REFUSED, PeftLoraConfig, parse_config
 from readapt_runtime.safe_tensors import (
     ADAPTER_LIMITS,
     BadWeights,
@@ -317,7 +317,7 @@ def _why_unexpected(key: str, shapes: Mapping[str, object]) -> str:
     if not key.startswith(_PREFIX):
         return f"{key}: every key must start with {_PREFIX}"
     if "lora_magnitude_vector" in key:
-        return f"{key}: DoRA cannot be served"
+        return f"{key}: {DORA_REFUSED}"
     if "lora_embedding_" in key or ".embed_tokens." in key:
         return f"{key}: LoRA on embeddings cannot be served"
     if key.startswith(f"{_PREFIX}lm_head."):

@@ -20,7 +20,6 @@ from readapt_runtime.safe_tensors import BadWeights
 
 _Number = TypeVar("_Number", int, float)
 _REFUSED_WHEN_SET = (
-    "use_dora",
     "use_qalora",
     "use_bdlora",
     "lora_bias",
@@ -41,6 +40,11 @@ _REFUSED_WHEN_SET = (
 
 _CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Initialisations that also rewrite the base's weights: B @ A belongs to the rewritten ones, not to the base."""
+
+DORA_REFUSED = (
+    "DoRA cannot be served: it scales whole rows of the base; merge it (PEFT's merge_and_unload) and give the result "
+    "as a checkpoint, from which a LoRA is extracted"
+)
 
 
 class _Document(BaseModel):
@@ -105,6 +109,8 @@ def parse_config(document: Mapping[str, object]) -> PeftLoraConfig:
     """Raises BadWeights for anything but plain LoRA on linear modules, naming the option."""
     if document.get("peft_type") != "LORA":
         raise BadWeights(f"{ADAPTER_CONFIG}: peft_type {document.get('peft_type')!r}; only LORA is supported")
+    if document.get("use_dora"):
+        raise BadWeights(f"{ADAPTER_CONFIG}: use_dora: {DORA_REFUSED}")
     for option in _REFUSED_WHEN_SET:
         if document.get(option) not in (None, False, [], {}):
             raise BadWeights(f"{ADAPTER_CONFIG}: {option} cannot be served")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -50,6 +51,32 @@ def test_a_low_rank_change_is_reproduced_by_peft(
     assert report.sidecar == {}
     assert report.warnings == ()
     assert not (tmp_path / "out" / "sidecar.safetensors").exists()
+
+
+@pytest.mark.parametrize("stretch", [0.0, 0.05], ids=["folds", "scales rows of the base"])
+def test_a_merged_dora_adapter_folds_as_far_as_it_leaves_the_rows_of_the_base(
+    base: Path, tmp_path: Path, stretch: float
+) -> None:
+    """W' = m (W + BA) / ‖W + BA‖: with m = ‖W + BA‖ a LoRA, else (m / ‖W + BA‖ - 1) W has full rank."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    with torch.no_grad():
+        for module in (m for m in model.modules() if hasattr(m, "lora_magnitude_vector")):
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            b.normal_(std=0.1)
+            norms = (module.base_layer.weight + 2 * b @ a).norm(dim=1)
+            module.lora_magnitude_vector["default"].weight.copy_(norms * (1 + stretch * torch.randn_like(norms)))
+    finetuned = tmp_path / "merged"
+    model.merge_and_unload().save_pretrained(finetuned)
+    shutil.copy(base / "tokenizer.json", finetuned)
+
+    report, _ = run(base, finetuned, tmp_path / "out", RankPolicy(fixed=8))
+    if stretch:
+        assert report.relative_error > 0.05
+        assert report.energy == pytest.approx(1 - report.relative_error**2, abs=1e-3)
+    else:
+        assert report.relative_error < 1e-3
 
 
 def test_energy_and_errors_are_those_of_the_dense_difference(
