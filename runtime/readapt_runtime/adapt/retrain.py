@@ -58,7 +58,8 @@ class Retrain:
         for number, factor in enumerate(RATES):
             rate, evaluate = factor * self.settings.learning_rate, self.checkpoints(number).evaluate
             settings = replace(self.settings, learning_rate=rate)
-            first = evaluate(0, start, ())
+            # the base alone: it may be good enough, but as an adapter there is nothing of it to serve
+            first = replace(evaluate(0, start, ()), feasible=False, ready=False, clear=False)
             try:
                 tuned = tune(self.base, start, first, lessons, settings, evaluate, self.journal)
             except Diverged as error:

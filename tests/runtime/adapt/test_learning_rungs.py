@@ -120,6 +120,15 @@ def test_without_one_all_rates_are_tried_and_the_best_is_taken(
     assert found.adapter.fingerprint == final[1]
 
 
+def test_where_the_new_base_alone_is_good_enough_what_was_trained_is_taken(
+    base: LoadedBase, adapter: LoraAdapter, journal: Journal
+) -> None:
+    found = retrain(base, adapter, journal, Grades(lambda step, _: mark(step, 0.9 - step / 100, ready=True))).run()
+    assert found.adapter.fingerprint != blank(adapter).fingerprint
+    assert found.parameters["tuningSteps"] != 0
+    assert len(found.evidence["runs"]) == 1  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("diverging", "left"), [({0}, [1, 2]), ({0, 2}, [1]), ({1}, [0, 2])])
 def test_a_rate_that_diverges_counts_for_nothing(
     base: LoadedBase,
