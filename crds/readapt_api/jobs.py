@@ -21,7 +21,7 @@ from readapt_api.contract import Contract, Digest
 from readapt_api.digest import digest_of
 
 CONTRACT_VERSION = 1
-ALGORITHM_VERSIONS = {"fetch": 1, "drift": 3, "extract": 3, "train": 2, "learn": 2, "adapt": 3}
+ALGORITHM_VERSIONS = {"fetch": 1, "drift": 3, "extract": 3, "train": 2, "learn": 2, "adapt": 4}
 """Raised when a kind's results change for equal inputs; old results then no longer answer for new requests."""
 
 STORE_MOUNT = "/store"
