@@ -344,3 +344,7 @@ class Summary(Contract):
     fetch: FetchOutcome | None = None
     drift: DriftOutcome | None = None
     outcomes: tuple[Outcome, ...] = ()
+
+    def outcome(self, input_hash: Digest) -> Outcome | None:
+        """What came of the work with this hash; None where it is not told."""
+        return next((o for o in self.outcomes if o.input_hash == input_hash), None)

@@ -18,6 +18,9 @@ JOB_NAME = "batch.kubernetes.io/job-name"
 
 INPUT_HASH = "readapt.dev/input-hash"
 """Annotation of Jobs and request ConfigMaps: the work that they are for."""
+OTHER_ITEMS = "readapt.dev/other-items"
+"""Annotation of adapt Jobs and their request ConfigMaps: the work for other adapters that they do after their owner's,
+as a JSON list of [uid, kind, input hash, retry]. Absent where there is none."""
 ATTEMPT = "readapt.dev/attempt"
 """Annotation of Jobs: 1, 2, ... for one input hash."""
 RETRY = "readapt.dev/retry"

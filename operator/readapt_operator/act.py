@@ -58,8 +58,8 @@ async def _carry_out(key: Key, action: Action, kube: Kube, pods: PodAdmin) -> No
         case Create(body):
             await _create(key, body, kube)
         case StartJob(request, job):
-            await _create(key, request, kube)
-            await _create(key, job, kube)
+            there = await _create(key, request, kube)
+            await _create(key, _of_the_same_items(job, there), kube)
         case Apply(body):
             log.info("%s: changing %s", key, _label(body))
             await kube.apply(body)
@@ -75,8 +75,8 @@ async def _carry_out(key: Key, action: Action, kube: Kube, pods: PodAdmin) -> No
             assert_never(action)
 
 
-async def _create(key: Key, body: Doc, kube: Kube) -> None:
-    """POST; what is there already is accepted when it is ours and for the same work."""
+async def _create(key: Key, body: Doc, kube: Kube) -> Doc:
+    """POST; what is there already is accepted, and returned, when it is ours and for the same work."""
     try:
         await kube.create(body)
     except AlreadyExists:
@@ -85,8 +85,18 @@ async def _create(key: Key, body: Doc, kube: Kube) -> None:
         if found is None:
             raise GoneAgain(f"{_label(body)} was there and is not any more") from None
         _check_ours(body, found)
-        return
+        return found
     log.info("%s: created %s", key, _label(body))
+    return body
+
+
+def _of_the_same_items(job: Doc, request: Doc) -> Doc:
+    """The Job with the mark of the request that it will read: one that was there before may name other adapters."""
+    marks = {k: v for k, v in job["metadata"]["annotations"].items() if k != labels.OTHER_ITEMS}
+    there = request["metadata"].get("annotations") or {}
+    if labels.OTHER_ITEMS in there:
+        marks[labels.OTHER_ITEMS] = there[labels.OTHER_ITEMS]
+    return {**job, "metadata": {**job["metadata"], "annotations": marks}}
 
 
 def _check_ours(body: Doc, found: Doc) -> None:

@@ -54,6 +54,8 @@ class JobView:
     """It ended with exit code 64, or its pod failure policy says so."""
     settled_s: float = 0.0
     """How long this process has known that it ended."""
+    others: tuple[Wish, ...] = ()
+    """Work for other owners that it does after its own."""
 
     @property
     def active(self) -> bool:
@@ -65,10 +67,11 @@ class JobView:
 
 
 def by_wish(jobs: Iterable[JobView]) -> dict[Wish, tuple[JobView, ...]]:
-    """The attempts at each piece of work, in order."""
+    """The attempts at each piece of work, in order; a Job that does others' work as well is among theirs, too."""
     found: dict[Wish, tuple[JobView, ...]] = {}
     for job in sorted(jobs, key=lambda j: j.attempt):
-        found[job.wish] = (*found.get(job.wish, ()), job)
+        for wish in (job.wish, *job.others):
+            found[wish] = (*found.get(wish, ()), job)
     return found
 
 

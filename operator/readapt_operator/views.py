@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from readapt_api import labels
 from readapt_api.errors import EXIT_BAD_INPUT
@@ -14,11 +14,12 @@ from readapt_api.jobs import JobKind, Summary
 from readapt_operator.builders.meta import controller_uid
 from readapt_operator.kube.resources import Doc
 from readapt_operator.memory import Memory
-from readapt_operator.observed import DeploymentView, JobView, PodView
+from readapt_operator.observed import DeploymentView, JobView, PodView, Wish
 
 log = logging.getLogger(__name__)
 _STARTING = ("ContainerCreating", "PodInitializing")
 _CRASHED = "CrashLoopBackOff"
+_WISHES = TypeAdapter(tuple[Wish, ...])
 
 
 def job_view(body: Doc, pods: Sequence[Doc], memory: Memory) -> JobView:
@@ -50,7 +51,16 @@ def job_view(body: Doc, pods: Sequence[Doc], memory: Memory) -> JobView:
         waits=memory.last_text(("waits", meta["uid"]), waits),
         refused=exit_code == EXIT_BAD_INPUT or (refused_by_policy and exit_code is None),
         settled_s=memory.age_s(("ended", meta["uid"]), ended) or 0.0,
+        others=_others(marks.get(labels.OTHER_ITEMS, "[]")),
     )
+
+
+def _others(mark: str) -> tuple[Wish, ...]:
+    """What somebody wrote there that is no list of wishes is none of ours."""
+    try:
+        return _WISHES.validate_json(mark)
+    except ValidationError:
+        return ()
 
 
 def _left_by(pods: Sequence[Doc]) -> tuple[Summary | None, int | None]:

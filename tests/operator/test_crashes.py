@@ -24,11 +24,11 @@ _CHANCE = {*_TIMES, "resourceVersion", "sequence"}
 _PARTS = {"first": 0, "upgrade": 1, "roll-back": 2}
 
 
-def play(world: World, part: str) -> None:
+def play(world: World, part: str, **upgrade: Any) -> None:
     """A first roll-out, then an upgrade, then the way back; writes of ``part`` may be disturbed."""
     arm, world.kube.around_write = world.kube.around_write, lambda when: None
     versions = ["v1", "v2", "v1"]
-    world.kube.put(base_model())
+    world.kube.put(base_model(upgrade=upgrade))
     world.kube.put(lora_adapter("a"))
     world.kube.put(lora_adapter("b", checkpoint("b")))
     for i, version in enumerate(versions):
@@ -77,7 +77,7 @@ def scrub(value: Any) -> Any:
     return value
 
 
-def undisturbed(part: str) -> tuple[dict[str, Any], dict[Any, int], int]:
+def undisturbed(part: str, **upgrade: Any) -> tuple[dict[str, Any], dict[Any, int], int]:
     with World() as world:
         count = 0
 
@@ -86,7 +86,7 @@ def undisturbed(part: str) -> tuple[dict[str, Any], dict[Any, int], int]:
             count += when == "before"
 
         world.kube.around_write = around
-        play(world, part)
+        play(world, part, **upgrade)
         return state(world), creations(world), count
 
 
@@ -108,6 +108,20 @@ def test_restart_around_each_write_reaches_the_same_state(part: str) -> None:
                 assert fuse.blown, f"write {point} never came"
                 assert state(world) == end, f"killed {when} write {point} of {part}"
                 assert creations(world) == created, f"killed {when} write {point} of {part}"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_adapters_that_share_a_job_reach_the_same_state_around_each_write(when: str) -> None:
+    end, created, writes = undisturbed("upgrade", maxParallelJobs=1)
+    adapting = [place for place in created if place[0] == "Job" and "-adapt-" in place[2]]
+    assert len(adapting) == 1, "both adapters go in one Job"
+    for point in range(writes):
+        with World() as world:
+            fuse = Fuse(point, when)
+            world.kube.around_write = fuse
+            play(world, "upgrade", maxParallelJobs=1)
+            assert fuse.blown, f"write {point} never came"
+            assert (state(world), creations(world)) == (end, created), f"killed {when} write {point}"
 
 
 @pytest.mark.parametrize("when", ["before", "after"], ids=["refused", "done, but the answer is lost"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from readapt_api import conditions as c
-from readapt_api.jobs import DriftRequest, JobKind, Summary
+from readapt_api import labels
+from readapt_api.jobs import AdaptItem, AdaptRequest, DriftRequest, GateSettings, JobKind, Outcome, Summary
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_operator.builders.job import Task, build_request
 from readapt_operator.builders.meta import Owner
@@ -177,3 +179,105 @@ def test_suspended_nothing_starts() -> None:
     plan = schedule(seen(), base(suspend=True), wished, [Start(t, 1) for t in wished])
     assert plan.actions == ()
     assert plan.held == {t.name(1) for t in wished}
+
+
+def moves(count: int, new_base: str = TWO) -> list[Task]:
+    """Adapters to carry over one move, each with its own reference."""
+    found = []
+    for number in range(count):
+        item = AdaptItem(name=f"a{number}", reference=f"sha256:{number:064x}", data=ONE, gate=GateSettings())
+        request = AdaptRequest(old_base=ONE, new_base=new_base, drift=ONE, items=(item,))
+        owner = Owner("LoRAAdapter", "default", f"a{number}", f"u{number}")
+        found.append(Task(owner, "base", request, request.item_hash(item)))
+    return found
+
+
+def started(plan: Any) -> list[list[str]]:
+    """Names of the items of each Job that starts."""
+    documents = [json.loads(a.request["data"]["request.json"]) for a in plan.actions if isinstance(a, StartJob)]
+    return [[item["name"] for item in document["items"]] for document in documents]
+
+
+def carrier(wished: list[Task], **fields: Any) -> JobView:
+    """A Job of the first that also carries the others."""
+    first, *others = wished
+    mine = {"owner_uid": first.owner.uid, "kind": JobKind.ADAPT, "input_hash": first.input_hash}
+    return job(others=tuple(t.wish for t in others), **mine, **fields)
+
+
+def outcome(task: Task) -> Outcome:
+    return Outcome(name="", input_hash=task.input_hash, passed=True)
+
+
+def test_adapters_that_would_wait_for_a_slot_go_along_over_the_same_move() -> None:
+    wished = moves(8)
+    upgrade = {"maxParallelJobs": 2, "adaptersPerJob": 3}
+    plan = schedule(seen(), base(upgrade=upgrade), wished, [Start(t, 1) for t in wished])
+    assert started(plan) == [["a0", "a2", "a4"], ["a1", "a3", "a5"]]
+    assert plan.waiting == {wished[6].name(1), wished[7].name(1)}
+    first, _ = (a.job for a in plan.actions if isinstance(a, StartJob))
+    assert json.loads(first["metadata"]["annotations"][labels.OTHER_ITEMS]) == [list(wished[n].wish) for n in (2, 4)]
+    assert first["spec"]["activeDeadlineSeconds"] == 3 * 3600
+
+
+def test_with_slots_for_all_each_adapter_has_its_own_job() -> None:
+    wished = moves(4)
+    plan = schedule(seen(), base(), wished, [Start(t, 1) for t in wished])
+    assert started(plan) == [["a0"], ["a1"], ["a2"], ["a3"]]
+    assert not any(
+        labels.OTHER_ITEMS in a.job["metadata"]["annotations"] for a in plan.actions if isinstance(a, StartJob)
+    )
+
+
+@pytest.mark.parametrize(
+    "attempts", [(1, 2), (2, 1)], ids=["what would go along failed before", "what would carry did"]
+)
+def test_a_further_attempt_goes_alone(attempts: tuple[int, int]) -> None:
+    wished = moves(2)
+    starts = [Start(t, n) for t, n in zip(wished, attempts, strict=True)]
+    plan = schedule(seen(), base(upgrade={"maxParallelJobs": 1}), wished, starts)
+    assert started(plan) == [["a0"]]
+    assert plan.waiting == {wished[1].name(attempts[1])}
+
+
+def test_another_move_does_not_go_along() -> None:
+    wished = [*moves(1), *moves(2, new_base=ONE)[1:]]
+    plan = schedule(seen(), base(upgrade={"maxParallelJobs": 1}), wished, [Start(t, 1) for t in wished])
+    assert started(plan) == [["a0"]]
+
+
+def test_a_job_that_carries_others_takes_one_slot() -> None:
+    wished = moves(4)
+    running = carrier(wished[:3])
+    plan = schedule(seen(running), base(upgrade={"maxParallelJobs": 2}), wished, [Start(wished[3], 1)])
+    assert started(plan) == [["a3"]]
+
+
+def test_a_lost_request_is_written_again_with_all_its_items() -> None:
+    wished = moves(3)
+    plan = schedule(seen(carrier(wished, lacks_request=True)), base(), wished[:2], [])
+    (written,) = plan.actions
+    assert isinstance(written, Create)
+    items = json.loads(written.body["data"]["request.json"])["items"]
+    assert [item["name"] for item in items] == ["a0", "a1"], "nobody wishes for the third any more"
+
+
+CARRIED: dict[str, tuple[dict[str, Any], State | None, int | None]] = {
+    "the Job runs": ({"running": True}, State.WORKING, None),
+    "it is done and tells": ({"succeeded": True}, None, None),
+    "it is done and had no room to tell": ({"succeeded": True, "summary": OK}, State.WORKING, 1),
+    "it was refused for its owner's sake": ({"failed": True, "refused": True}, State.WORKING, 1),
+}
+
+
+@pytest.mark.parametrize(("fields", "state", "attempt"), CARRIED.values(), ids=CARRIED)
+def test_what_goes_along_is_judged_by_what_is_told_of_it(
+    fields: dict[str, Any], state: State | None, attempt: int | None
+) -> None:
+    wished = moves(2)
+    told = Summary(kind=JobKind.ADAPT, ok=True, outcomes=tuple(map(outcome, wished)))
+    view = carrier(wished, **({"summary": told} if state is None else {}) | fields)
+    errand = pursue(wished[1], seen(view), 3, WORDING)
+    assert (errand.verdict.state if errand.verdict else None) is state
+    assert (errand.start.attempt if errand.start else None) == attempt
+    assert errand.outcome == (outcome(wished[1]) if state is None else None)

@@ -107,3 +107,19 @@ def test_a_serving_pod_knows_why_it_is_not_ready(body: dict[str, Any], trouble: 
 def test_only_a_time_is_taken_for_the_begin_of_a_drain(stamp: str, time: datetime | None) -> None:
     meta = {"name": "d", "labels": {}, "annotations": {labels.RETIRED_AT: stamp}, "creationTimestamp": ""}
     assert deployment_view({"metadata": meta, "spec": {}}).retired_at == time
+
+
+@pytest.mark.parametrize(
+    ("mark", "others"),
+    [
+        ('[["u", "adapt", "sha256:1", ""]]', (("u", "adapt", "sha256:1", ""),)),
+        ("[]", ()),
+        ("no JSON", ()),
+        ('[["u"]]', ()),
+    ],
+)
+def test_a_job_says_whose_work_it_does_besides(memory: Memory, mark: str, others: tuple[Any, ...]) -> None:
+    body = job()
+    body["metadata"]["annotations"] = {labels.OTHER_ITEMS: mark}
+    assert job_view(body, [], memory).others == others
+    assert job_view(job(), [], memory).others == ()

@@ -58,6 +58,13 @@ class Upgrade(Contract):
     stragglers: Stragglers = Stragglers.BLOCK
     promotion: Promotion = Promotion.AUTOMATIC
     max_parallel_jobs: int = Field(default=4, ge=1, le=64, description="Jobs of this base that may run at once.")
+    adapters_per_job: int = Field(
+        default=4,
+        ge=1,
+        le=4,
+        description="Adapters that one adapt Job carries over, one after the other with the bases in memory, where "
+        "more of them wait than may run at once. They are told together when it ends.",
+    )
 
 
 class Serving(Contract):

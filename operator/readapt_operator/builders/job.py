@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import chain
 
 from readapt_api import labels
 from readapt_api.errors import EXIT_BAD_INPUT
-from readapt_api.jobs import REQUEST_FILE, SOURCES_MOUNT, STORE_MOUNT, FetchRequest, FetchSource, Request
+from readapt_api.jobs import REQUEST_FILE, SOURCES_MOUNT, STORE_MOUNT, AdaptRequest, FetchRequest, FetchSource, Request
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_api.v1alpha1.shared import Source
 from readapt_operator.builders.meta import Owner, child_meta, job_name
@@ -34,6 +35,8 @@ class Task:
     request: Request
     input_hash: str
     retry: str = ""
+    others: tuple[Task, ...] = ()
+    """Adapt: work for other adapters over the same move, done by the same Job after this."""
 
     @property
     def kind(self) -> str:
@@ -46,6 +49,16 @@ class Task:
 
     def name(self, attempt: int) -> str:
         return job_name(self.owner, self.kind, self.input_hash, attempt, self.retry)
+
+    @property
+    def whole_request(self) -> Request:
+        """What the Job is told: this work and the others'."""
+        if not isinstance(self.request, AdaptRequest):
+            return self.request
+        items = chain.from_iterable(
+            t.request.items for t in (self, *self.others) if isinstance(t.request, AdaptRequest)
+        )
+        return self.request.model_copy(update={"items": tuple(items)})
 
 
 def fetch_source(source: Source, name: str = "") -> FetchSource:
@@ -61,7 +74,7 @@ def build_request(task: Task, attempt: int) -> Doc:
         "kind": CONFIG_MAPS.kind,
         "metadata": _meta(task, attempt),
         "immutable": True,
-        "data": {REQUEST_FILE.rsplit("/", 1)[-1]: json.dumps(task.request.to_wire(), indent=1, sort_keys=True)},
+        "data": {REQUEST_FILE.rsplit("/", 1)[-1]: json.dumps(task.whole_request.to_wire(), indent=1, sort_keys=True)},
     }
 
 
@@ -88,7 +101,7 @@ def build_job(task: Task, attempt: int, base: BaseModelResource, image: str) -> 
         "metadata": meta,
         "spec": {
             "backoffLimit": 0,
-            "activeDeadlineSeconds": base.spec.jobs.active_deadline_seconds,
+            "activeDeadlineSeconds": base.spec.jobs.active_deadline_seconds * (1 + len(task.others)),
             "podFailurePolicy": {"rules": _FAILURE_RULES},
             "template": pod_template(spec, base.spec.jobs.pod, meta["labels"]),
         },
@@ -112,6 +125,8 @@ def _meta(task: Task, attempt: int) -> Doc:
     meta["annotations"] = {labels.INPUT_HASH: task.input_hash, labels.ATTEMPT: str(attempt)}
     if task.retry:
         meta["annotations"][labels.RETRY] = task.retry
+    if task.others:
+        meta["annotations"][labels.OTHER_ITEMS] = json.dumps([other.wish for other in task.others])
     return meta
 
 

@@ -129,7 +129,7 @@ def pursue_variant(at: AdapterPass, task: Task, wording: Wording, base_digest: s
     if record is not None and not record.passed and record.input_hash == task.input_hash and record.job in names:
         return replace(at, tasks=(*at.tasks, task)).halt(stalled(record.reason, record.message))
     at, errand = at.pursue(task, wording)
-    outcome = errand.summary.outcomes[0] if errand.summary and errand.summary.outcomes else None
+    outcome = errand.outcome
     if outcome is None:
         return at.halt(errand.verdict or stalled(c.JOB_FAILED, f"Job {errand.job} left no outcome"))
     found = from_outcome(outcome, base_digest, at.records.source_digest or "", version, errand.job)

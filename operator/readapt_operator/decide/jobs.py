@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from readapt_api import conditions as c
 from readapt_api import labels
-from readapt_api.jobs import JobKind, Summary
+from readapt_api.jobs import AdaptRequest, JobKind, Outcome, Summary
 from readapt_api.v1alpha1.base_model import BaseModelResource
 from readapt_operator.builders.job import Task, build_job, build_request
 from readapt_operator.decide.plan import Action, Create, Delete, StartJob, Verdict, stalled, working
@@ -53,10 +53,15 @@ class Errand:
     verdict: Verdict | None = None
     start: Start | None = None
 
+    @property
+    def outcome(self) -> Outcome | None:
+        """What came of this work, among all that its Job did."""
+        return self.summary.outcome(self.task.input_hash) if self.summary else None
+
 
 def pursue(task: Task, seen: Observed, max_attempts: int, wording: Wording) -> Errand:
     """Judges the attempts that there are; a Job's success counts only with the summary that its pod left."""
-    mine = seen.jobs.get(task.wish, ())
+    mine = [j for j in seen.jobs.get(task.wish, ()) if j.wish == task.wish or j.active or _tells_of(j, task)]
     done = next((j for j in mine if j.succeeded and j.summary is not None and j.summary.ok), None)
     if done is not None:
         return Errand(task, job=done.name, summary=done.summary)
@@ -86,6 +91,12 @@ def pursue(task: Task, seen: Observed, max_attempts: int, wording: Wording) -> E
 def _start(task: Task, attempt: int, wording: Wording) -> Errand:
     verdict = working(wording.running, f"{wording.what}: attempt {attempt} starts")
     return Errand(task, task.name(attempt), verdict=verdict, start=Start(task, attempt))
+
+
+def _tells_of(job: JobView, task: Task) -> bool:
+    """Whether somebody else's Job left a result of this work. One that failed, or had no room to tell, is none of
+    its attempts: the work then gets a Job of its own, which finds in the store what was done."""
+    return job.succeeded and job.summary is not None and job.summary.outcome(task.input_hash) is not None
 
 
 def _says_refused(job: JobView) -> bool:
@@ -121,21 +132,57 @@ def schedule(seen: Observed, base: BaseModelResource, wished: Iterable[Task], st
     One pass per base at a time and consistent lists make the count exact.
     """
     wishes = {task.wish: task for task in wished}
-    active = [j for attempts in seen.jobs.values() for j in attempts if j.active and not j.deleting]
+    jobs = {j.name: j for attempts in seen.jobs.values() for j in attempts}
+    active = [j for j in jobs.values() if j.active and not j.deleting]
     superseded = [j for j in active if j.wish not in wishes]
     actions: list[Action] = [Delete(j.body, "nobody wishes for its result any more") for j in superseded]
     # Somebody removed it, and the Job's pod waits for it.
     actions += [
-        Create(build_request(wishes[j.wish], j.attempt)) for j in active if j.lacks_request and j.wish in wishes
+        Create(build_request(_with_others(wishes[j.wish], (wishes[w] for w in j.others if w in wishes)), j.attempt))
+        for j in active
+        if j.lacks_request and j.wish in wishes
     ]
     due = {s.task.name(s.attempt): s for s in starts}
     if base.spec.suspend:
         return Schedule(tuple(actions), frozenset(), frozenset(due))
     free = max(0, base.spec.upgrade.max_parallel_jobs - (len(active) - len(superseded)))
-    for start in list(due.values())[:free]:
+    starts, waiting = _share_out(list(due.values()), free, base.spec.upgrade.adapters_per_job)
+    for start in starts:
         request = build_request(start.task, start.attempt)
         actions.append(StartJob(request, build_job(start.task, start.attempt, base, seen.runtime_image)))
-    return Schedule(tuple(actions), frozenset(list(due)[free:]), frozenset())
+    return Schedule(tuple(actions), frozenset(s.task.name(s.attempt) for s in waiting), frozenset())
+
+
+def _share_out(due: Sequence[Start], free: int, size: int) -> tuple[list[Start], list[Start]]:
+    """The attempts that start, and those that wait for a slot.
+
+    What would wait goes along with the shortest Job over the same move that starts now, up to ``size`` adapters each.
+    """
+    starts, waiting = list(due[:free]), []
+    for start in due[free:]:
+        fits = [n for n, other in enumerate(starts) if _go_together(start, other) and len(other.task.others) + 1 < size]
+        if not fits:
+            waiting.append(start)
+            continue
+        at = min(fits, key=lambda n: len(starts[n].task.others))
+        task = starts[at].task
+        starts[at] = replace(starts[at], task=_with_others(task, (*task.others, start.task)))
+    return starts, waiting
+
+
+def _go_together(one: Start, two: Start) -> bool:
+    """First attempts over one move. A further attempt is alone, so that nobody shares its trouble."""
+    first, second = one.task.request, two.task.request
+    return (
+        one.attempt == two.attempt == 1
+        and isinstance(first, AdaptRequest)
+        and isinstance(second, AdaptRequest)
+        and first.model_copy(update={"items": ()}) == second.model_copy(update={"items": ()})
+    )
+
+
+def _with_others(task: Task, others: Iterable[Task]) -> Task:
+    return replace(task, others=tuple(others))
 
 
 def retry_of(annotations: dict[str, str]) -> str:

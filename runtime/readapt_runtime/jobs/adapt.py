@@ -15,7 +15,7 @@ from readapt_api.adaptation import GateMode
 from readapt_api.artifacts import FactorBlock, Origin, Provenance
 from readapt_api.conditions import GATE_SKIPPED
 from readapt_api.contract import Digest
-from readapt_api.errors import Terminal
+from readapt_api.errors import Terminal, Transient
 from readapt_api.jobs import AdaptItem, AdaptRequest, Outcome
 from readapt_runtime.adapt import ladder
 from readapt_runtime.adapt.base import fix_threads, load_base
@@ -40,9 +40,10 @@ class WrongBase(Terminal):
 
 
 def run(request: AdaptRequest, store: Store, log: Log) -> tuple[Outcome, ...]:
-    """The outcomes of all items in the order of the request, each already in the store.
+    """The outcomes of the items in the order of the request, each already in the store.
 
-    Raises MissingArtifact (Transient) and the Terminal errors of the inputs; what earlier items recorded stands.
+    Raises MissingArtifact (Transient) and the Terminal errors of the first item, whose Job it is. Another item whose
+    inputs are no good is left out with a warning: it gets a Job of its own that says so.
     """
     threads, work = fix_threads(), _Work(request, store)
     log.info("adapting", items=len(request.items), threads=threads)
@@ -50,7 +51,12 @@ def run(request: AdaptRequest, store: Store, log: Log) -> tuple[Outcome, ...]:
     for number, item in enumerate(request.items):
         share = Share(log, begin=number / len(request.items), width=1 / len(request.items))
         found = recorded_outcome(store, request.item_hash(item), item.name)
-        outcomes.append(found or work.carry(item, share))
+        try:
+            outcomes.append(found or work.carry(item, share))
+        except (Transient, Terminal) as error:
+            if number == 0:
+                raise
+            log.warning("left out", adapter=item.name, reason=type(error).__name__, message=str(error))
     log.progress(1.0, "done")
     return tuple(outcomes)
 

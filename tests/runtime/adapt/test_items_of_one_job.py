@@ -19,7 +19,7 @@ from readapt_runtime.jobs import adapt
 from readapt_runtime.jobs.drift import run as measure_drift
 from readapt_runtime.lora_format import LoraAdapter, base_shapes, read_adapter, write_adapter
 from readapt_runtime.progress import JsonLog
-from readapt_runtime.store import Store
+from readapt_runtime.store import MissingArtifact, Store
 from readapt_testing.tiny_models import tiny_models
 
 GATE = GateSettings(max_regression="0.9", max_samples=100)
@@ -124,3 +124,20 @@ def test_killed_between_its_items_a_job_keeps_the_first_and_makes_the_second(
     assert all(same(one, other) for one, other in zip(found, together, strict=True))
     events = [json.loads(line) for line in said.getvalue().splitlines()]
     assert [event["adapter"] for event in events if event["event"] == "adapted"] == [found[1].name]
+
+
+def test_an_item_that_cannot_be_carried_is_left_out_and_the_first_that_cannot_ends_the_job(
+    published: Published, together: tuple[Outcome, ...], tmp_path: Path
+) -> None:
+    """The first is the one whose Job it is; another gets a Job of its own, which says what is wrong."""
+    good, other = published.request.items
+    lost = other.model_copy(update={"reference": f"sha256:{'0' * 64}"})
+    said = io.StringIO()
+    request = published.request.model_copy(update={"items": (good, lost)})
+    (found,) = adapt.run(request, published.copy(tmp_path / "store"), JsonLog(said))
+    assert same(found, together[0])
+    (line,) = [line for line in map(json.loads, said.getvalue().splitlines()) if line["event"] == "left out"]
+    assert (line["adapter"], line["reason"]) == (lost.name, "MissingArtifact")
+
+    with pytest.raises(MissingArtifact):
+        adapt.run(request.model_copy(update={"items": (lost, good)}), published.copy(tmp_path / "two"), JsonLog(said))

@@ -319,7 +319,10 @@ def succeed(request: Any) -> Summary:
         return Summary(kind=kind, ok=True, drift=found)
     if isinstance(request, TrainRequest | LearnRequest):
         return Summary(kind=kind, ok=True, outcomes=(made(request),))
-    return Summary(kind=kind, ok=True, outcomes=(passed(request),))
+    requests = [request]
+    if isinstance(request, AdaptRequest):
+        requests = [request.model_copy(update={"items": (item,)}) for item in request.items]
+    return Summary(kind=kind, ok=True, outcomes=tuple(map(passed, requests)))
 
 
 def _fetched(request: FetchRequest) -> FetchOutcome:
