@@ -218,6 +218,7 @@ def _retire(seen: Observed, kept: set[str | None]) -> tuple[list[Action], Verdic
     for deployment in running:
         actions += _drain(seen, deployment)
     actions += _forget(seen, [d for d in old if d not in running])
+    actions += _forget_sets(seen, kept)
     if not running:
         return actions, None
     return actions, working(c.DRAINING, f"pods of version {running[0].version} finish their connections", POLL_S)
@@ -251,12 +252,17 @@ def _is_idle(pod: PodView) -> bool:
 
 
 def _forget(seen: Observed, idle: list[DeploymentView]) -> Iterator[Action]:
-    """Beyond HISTORY the oldest go; a set before its Deployment, which is what it is found by."""
+    """Beyond HISTORY the oldest go; their sets follow."""
     for deployment in sorted((d for d in idle if d.live_replicas == 0), key=lambda d: d.created)[:-HISTORY]:
-        stored = seen.sets.get(deployment.revision)
-        for shard in stored.shards.values() if stored else ():
-            yield Delete(shard, "its revision is forgotten")
         yield Delete(deployment.body, f"more than {HISTORY} old revisions")
+
+
+def _forget_sets(seen: Observed, kept: set[str | None]) -> Iterator[Action]:
+    """Sets without a Deployment: of a forgotten revision, or of a wish that was taken back right after the write."""
+    for revision, stored in seen.sets.items():
+        if revision not in kept and seen.deployment(revision) is None:
+            for shard in stored.shards.values():
+                yield Delete(shard, "no Deployment is of its revision")
 
 
 def _scale(found: DeploymentView, replicas: int) -> Iterator[Action]:
