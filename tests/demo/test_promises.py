@@ -14,7 +14,12 @@ Report = dict[str, Any]
 ROW = {"name": "parcels", "origin": "ReLoRA", "gate": "GatePassed", "score_before": 0.91, "score_copy": 0.87}
 KEPT: Report = {
     "adapters": [ROW, ROW | {"name": "shifts", "origin": "Transported", "score_copy": 0.2}],
-    "requests": {"sent": 90, "failed": 0, "telling": {"smollm2": 7, "parcels": 1, "shifts": 9}},
+    "requests": {
+        "sent": 90,
+        "failed": 0,
+        "telling": {"smollm2": 7, "parcels": 1, "shifts": 9},
+        "by_set": {"0a1b2c3d4e": 60, "5f6a7b8c9d": 30},
+    },
     "mixed_sets": 0,
     "native_bf16": True,
     "rollback_jobs": 0,
@@ -27,6 +32,7 @@ OF_ANY_RUN: dict[str, Callable[[Report], object]] = {
     "3 answers came from a mixed set": lambda r: r.update(mixed_sets=3),
     "no answer of parcels could have shown a mixed set": lambda r: r["requests"]["telling"].update(parcels=0),
     "no answer could have shown a mixed set": lambda r: r["requests"]["telling"].clear(),
+    "set 5f6a7b8c9d answered nobody": lambda r: r["requests"]["by_set"].update({"5f6a7b8c9d": 0}),
     "the roll-back started 1 Jobs": lambda r: r.update(rollback_jobs=1),
     "the roll-back took 60.0 s": lambda r: r.update(rollback_seconds=60.0),
 }

@@ -35,6 +35,9 @@ def _traffic(report: Mapping[str, Any]) -> Iterator[str]:
     for model, count in requests["telling"].items():
         if not count:
             yield f"no answer of {model} could have shown a mixed set: both sets answer alike"
+    for revision, count in requests["by_set"].items():
+        if not count:
+            yield f"set {revision} answered nobody, so nothing shows that it was served"
     if report["rollback_jobs"]:
         yield f"the roll-back started {report['rollback_jobs']} Jobs"
     if report["rollback_seconds"] >= ROLLBACK_S:
