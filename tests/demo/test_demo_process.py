@@ -27,5 +27,5 @@ def test_a_kubectl_that_hangs_is_a_failure_of_kubectl(tmp_path: Path) -> None:
     program = tmp_path / "kubectl"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
-    with pytest.raises(KubectlFailed, match="get pods: no answer within 0.2 s"):
+    with pytest.raises(KubectlFailed, match=r"get pods: no answer within 0\.2 s"):
         Kubectl(program, tmp_path / "kubeconfig")("get", "pods", timeout_s=0.2)

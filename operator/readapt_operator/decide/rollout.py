@@ -6,7 +6,7 @@ zero, whatever it was before; so an upgrade, a roll-back and a wish that changed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -130,7 +130,7 @@ def _move(
     """Adapters first, then pods, then the switch."""
     if base.spec.suspend:
         return _held()
-    waiting = _adapters_are_there(target, adapters, held)
+    waiting = _all_are_readable(seen, adapters, held) or _adapters_are_there(target, adapters, held)
     if waiting is not None:
         return waiting
     desired = desired_set(seen, target.revision, target.base_digest, adapters)
@@ -141,6 +141,18 @@ def _move(
     if seen.service is not None:
         actions.append(Apply(_switch(seen.service.body, target.revision)))
     return working(c.ROLLING_OUT, f"the Service is switched to version {target.version}", POLL_S)
+
+
+def _all_are_readable(seen: Observed, adapters: tuple[AdapterPass, ...], held: frozenset[str]) -> Verdict | None:
+    """Nobody can say what an adapter that cannot be read needs, so it is not left behind."""
+    served = held.difference(at.adapter.served_name for at in adapters if not at.conflicting)
+    names = sorted(u.name for u in seen.unreadable if u.served_name in served)
+    return stalled(c.STRAGGLERS_BLOCK, unreadable_text(names)) if names else None
+
+
+def unreadable_text(names: Sequence[str]) -> str:
+    """For people."""
+    return f"LoRAAdapter {', '.join(names[:3])}: this version of Readapt cannot read what another one accepted"
 
 
 def _adapters_are_there(target: Target, adapters: tuple[AdapterPass, ...], held: frozenset[str]) -> Verdict | None:
