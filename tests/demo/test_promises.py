@@ -11,7 +11,8 @@ import pytest
 from readapt_demo.promises import broken
 
 Report = dict[str, Any]
-ROW = {"name": "parcels", "origin": "ReLoRA", "gate": "GatePassed", "score_before": 0.91, "score_copy": 0.87}
+SCORES = {"score_before": 0.91, "score_copy": 0.87, "retention": 0.96}
+ROW = {"name": "parcels", "origin": "ReLoRA", "gate": "GatePassed"} | SCORES
 KEPT: Report = {
     "adapters": [ROW, ROW | {"name": "shifts", "origin": "Transported", "score_copy": 0.2}],
     "requests": {
@@ -40,6 +41,7 @@ OF_GENERATED_TASKS: dict[str, Callable[[Report], object]] = {
     "parcels: the variant's origin is Copied, which is no repair": lambda r: r["adapters"][0].update(origin="Copied"),
     "parcels: the variant's origin is None": lambda r: r["adapters"][0].update(origin=None, gate=None),
     "shifts: the gate and the retention say RetentionTooLow": lambda r: r["adapters"][1].update(gate="RetentionTooLow"),
+    "parcels: retention was not measured": lambda r: r["adapters"][0].update(retention=None),
     "parcels: Copy was not tried": lambda r: r["adapters"][0].update(score_copy=None),
     "parcels: Copy scored 0.88": lambda r: r["adapters"][0].update(score_copy=0.88),
     "the demo took 1201 s": lambda r: r["steps"].append({"name": "judge", "seconds": 1.0}),

@@ -49,6 +49,8 @@ def _adapter(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"{row['name']}: the variant's origin is {row['origin']}, which is no repair"
     elif row["gate"] != "GatePassed":
         yield f"{row['name']}: the gate and the retention say {row['gate']}"
+    elif row["retention"] is None:
+        yield f"{row['name']}: retention was not measured, so nothing shows that the upgrade is left"
     elif row["score_copy"] is None:
         yield f"{row['name']}: Copy was not tried, so nothing shows what the move costs"
     elif row["score_copy"] > row["score_before"] - COPY_LOSS:
