@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # node and e2e own the machine while they run.
 .NOTPARALLEL:
-.PHONY: help venv machine check unit control-plane node e2e test fault crds lock images demo cluster-up cluster-down clean
+.PHONY: help venv machine check unit control-plane node e2e test fault crds lock images demo study cluster-up cluster-down clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -90,6 +90,8 @@ def test_no_request_fails_while_the_base_moves_there_and_back(report: dict[str, 
 def test_every_answer_comes_from_a_base_and_a_variant_made_for_each_other(report: dict[str, Any]) -> None:
     assert report["mixed_sets"] == 0
     assert min(report["requests"]["telling"].values()) > 0, "no text tells the two sets apart"
+    assert len(report["requests"]["by_set"]) == 2
+    assert min(report["requests"]["by_set"].values()) > 0, "one of the sets answered nobody"
 
 
 def test_a_repair_passes_the_gate(report: dict[str, Any]) -> None:

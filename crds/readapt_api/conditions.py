@@ -89,6 +89,8 @@ SERVING_FAILED = "ServingFailed"
 """The server of a pod ended with exit code 64: it would refuse the same base and settings again."""
 VERIFICATION_FAILED = "VerificationFailed"
 """A pod refused the variant: its weights do not do what the Job recorded."""
+UNREADABLE = "Unreadable"
+"""A LoRAAdapter was written for another version of Readapt, and this one cannot read it; what it serves stays."""
 BUG = "Bug"
 """The operator raised what nobody foresaw while it decided about this object; its neighbours are not affected."""
 

@@ -31,7 +31,16 @@ from readapt_operator.kube.resources import (
     Doc,
 )
 from readapt_operator.memory import Memory
-from readapt_operator.observed import DeploymentView, JobView, Observed, PodView, ServiceView, StoredSet, by_wish
+from readapt_operator.observed import (
+    DeploymentView,
+    JobView,
+    Observed,
+    PodView,
+    ServiceView,
+    StoredSet,
+    Unreadable,
+    by_wish,
+)
 from readapt_operator.pods import PodAdmin
 from readapt_operator.progress import with_progress
 from readapt_operator.queue import Key
@@ -60,7 +69,7 @@ class Observer:
             self.kube.get(BASE_MODELS, key.namespace, key.base),
             self.kube.list(LORA_ADAPTERS, key.namespace),
         )
-        adapters = _adapters(key, adapter_bodies)
+        adapters, unreadable = _adapters(key, adapter_bodies)
         seen = Observed(
             key=key,
             now=self.now(),
@@ -71,6 +80,7 @@ class Observer:
             retry_s=self.settings.retry_s,
             base=None if base_body is None else BaseModelResource.model_validate(base_body),
             adapters=adapters,
+            unreadable=unreadable,
         )
         if seen.base is None:
             self.memories.pop(key, None)
@@ -147,19 +157,22 @@ class Observer:
         return replace(seen, endpoints_settled_s=endpoints_settled_s)
 
 
-def _adapters(key: Key, bodies: Iterable[Doc]) -> tuple[LoRAAdapterResource, ...]:
-    """The adapters of this base, the oldest first; one that cannot be read does not hold up the others."""
+def _adapters(key: Key, bodies: Iterable[Doc]) -> tuple[tuple[LoRAAdapterResource, ...], tuple[Unreadable, ...]]:
+    """The adapters of this base, the oldest first, and those that cannot be read."""
     mine = [b for b in bodies if b["spec"].get("baseModelRef", {}).get("name") == key.base]
-    found = []
+    found, unreadable = [], []
     for body in mine:
         if body["metadata"].get("deletionTimestamp"):
             continue
         try:
             found.append(LoRAAdapterResource.model_validate(body))
         except ValidationError as error:
-            # Only an object from before a change of the schema can be like that.
-            log.error("%s: LoRAAdapter %s cannot be read: %s", key, body["metadata"]["name"], error)
-    return tuple(sorted(found, key=lambda a: (a.metadata.creation_timestamp, a.metadata.uid)))
+            # Only an object from before a change of the schema, or after one that was taken back, can be like that.
+            meta = body["metadata"]
+            log.error("%s: LoRAAdapter %s cannot be read: %s", key, meta["name"], error)
+            served_name = body["spec"].get("servedName") or meta["name"]
+            unreadable.append(Unreadable(meta["name"], served_name, (meta["creationTimestamp"], meta["uid"])))
+    return tuple(sorted(found, key=lambda a: (a.metadata.creation_timestamp, a.metadata.uid))), tuple(unreadable)
 
 
 def _by_controller(bodies: Iterable[Doc]) -> dict[str, list[Doc]]:

@@ -143,6 +143,16 @@ class ServiceView:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What is known of an adapter that does not fit this operator's schema."""
+
+    name: str
+    served_name: str
+    age: tuple[str, str]
+    """Creation time and uid: what the claims of a served name are ordered by."""
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Everything that the decision about one base and its adapters needs."""
 
@@ -157,6 +167,8 @@ class Observed:
     base: BaseModelResource | None
     adapters: tuple[LoRAAdapterResource, ...] = ()
     """Oldest first."""
+    unreadable: tuple[Unreadable, ...] = ()
+    """Adapters of this base that are for another version of Readapt: what they serve stays as it is."""
     jobs: Mapping[Wish, tuple[JobView, ...]] = field(default_factory=dict)
     """All Jobs of the base and its adapters, by what they are for; earlier attempts first."""
     store_lost: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -80,6 +81,9 @@ def from_environment(env: Mapping[str, str] = os.environ, own_namespace: str | N
 def _number(env: Mapping[str, str], name: str, default: float) -> float:
     text = env.get(name, "")
     try:
-        return float(text) if text else default
+        number = float(text) if text else default
     except ValueError:
-        raise BadSettings(f"{name} must be a number, not {text!r}") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadSettings(f"{name} must be a number, not {text!r}")
+    return number

@@ -11,10 +11,16 @@ import pytest
 from readapt_demo.promises import broken
 
 Report = dict[str, Any]
-ROW = {"name": "parcels", "origin": "ReLoRA", "gate": "GatePassed", "score_before": 0.91, "score_copy": 0.87}
+SCORES = {"score_before": 0.91, "score_copy": 0.87, "retention": 0.96}
+ROW = {"name": "parcels", "origin": "ReLoRA", "gate": "GatePassed"} | SCORES
 KEPT: Report = {
     "adapters": [ROW, ROW | {"name": "shifts", "origin": "Transported", "score_copy": 0.2}],
-    "requests": {"sent": 90, "failed": 0, "telling": {"smollm2": 7, "parcels": 1, "shifts": 9}},
+    "requests": {
+        "sent": 90,
+        "failed": 0,
+        "telling": {"smollm2": 7, "parcels": 1, "shifts": 9},
+        "by_set": {"0a1b2c3d4e": 60, "5f6a7b8c9d": 30},
+    },
     "mixed_sets": 0,
     "native_bf16": True,
     "rollback_jobs": 0,
@@ -27,6 +33,7 @@ OF_ANY_RUN: dict[str, Callable[[Report], object]] = {
     "3 answers came from a mixed set": lambda r: r.update(mixed_sets=3),
     "no answer of parcels could have shown a mixed set": lambda r: r["requests"]["telling"].update(parcels=0),
     "no answer could have shown a mixed set": lambda r: r["requests"]["telling"].clear(),
+    "set 5f6a7b8c9d answered nobody": lambda r: r["requests"]["by_set"].update({"5f6a7b8c9d": 0}),
     "the roll-back started 1 Jobs": lambda r: r.update(rollback_jobs=1),
     "the roll-back took 60.0 s": lambda r: r.update(rollback_seconds=60.0),
 }
@@ -34,6 +41,7 @@ OF_GENERATED_TASKS: dict[str, Callable[[Report], object]] = {
     "parcels: the variant's origin is Copied, which is no repair": lambda r: r["adapters"][0].update(origin="Copied"),
     "parcels: the variant's origin is None": lambda r: r["adapters"][0].update(origin=None, gate=None),
     "shifts: the gate and the retention say RetentionTooLow": lambda r: r["adapters"][1].update(gate="RetentionTooLow"),
+    "parcels: retention was not measured": lambda r: r["adapters"][0].update(retention=None),
     "parcels: Copy was not tried": lambda r: r["adapters"][0].update(score_copy=None),
     "parcels: Copy scored 0.88": lambda r: r["adapters"][0].update(score_copy=0.88),
     "the demo took 1201 s": lambda r: r["steps"].append({"name": "judge", "seconds": 1.0}),

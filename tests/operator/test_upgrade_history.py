@@ -12,6 +12,10 @@ from readapt_api import labels
 from readapt_api.digest import digest_of
 from readapt_api.jobs import AdaptRequest, FetchRequest
 from readapt_api.serving import AdapterState
+from readapt_operator.kube.errors import Unavailable
+from readapt_operator.kube.resources import Doc
+from readapt_operator.loop import PassFailed
+from readapt_testing.fake_kube import Crash
 from readapt_testing.fake_world import (
     World,
     adapted_variant,
@@ -231,6 +235,55 @@ def test_three_old_revisions_are_kept(world: World) -> None:
     revisions = {d["metadata"]["labels"][labels.REVISION] for d in world.kube.of("Deployment").values()}
     sets = [m["metadata"]["labels"].get(labels.REVISION) for m in world.kube.of("ConfigMap").values()]
     assert {s for s in sets if s} == revisions
+
+
+def test_a_set_is_not_left_behind_by_a_wish_that_is_taken_back_before_its_deployment_is_there(world: World) -> None:
+    """Killed between the two writes, and the wish has changed when the next operator looks."""
+
+    def after_the_set(when: str) -> None:
+        if when == "after" and world.kube.writes[-1][:2] == ("create", "ConfigMap") and len(set_revisions(world)) == 2:
+            world.kube.around_write = lambda when: None
+            raise Crash
+
+    world.kube.around_write = after_the_set
+    wish(world, "v2")
+    with pytest.raises(Crash):
+        world.settle()
+    assert len(world.kube.of("Deployment")) == 1
+    wish(world, "v1")
+    world.restart()
+    world.settle()
+    assert set_revisions(world) == {selected(world)}
+
+
+def test_the_set_of_an_old_revision_goes_with_its_deployment_also_when_a_delete_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+    delete = world.kube.delete
+
+    async def refuse_first_set(body: Doc) -> None:
+        if body["kind"] == "ConfigMap" and not refused:
+            refused.append(body["metadata"]["name"])
+            raise Unavailable("500 InternalError")
+        await delete(body)
+
+    monkeypatch.setattr(world.kube, "delete", refuse_first_set)
+    for i in range(6):
+        world.kube.change("BaseModel", "base", spec={"serving": {"maxModelLen": 1000 + i}})
+        try:
+            world.settle()
+        except PassFailed:
+            world.settle()
+    revisions = {d["metadata"]["labels"][labels.REVISION] for d in world.kube.of("Deployment").values()}
+    assert refused
+    assert len(revisions) == 4
+    assert set_revisions(world) == revisions
+
+
+def set_revisions(world: World) -> set[str]:
+    marks = (m["metadata"]["labels"] for m in world.kube.of("ConfigMap").values())
+    return {m[labels.REVISION] for m in marks if labels.REVISION in m}
 
 
 def test_a_new_image_is_a_new_revision_of_the_same_set_without_a_job(world: World) -> None:

@@ -25,6 +25,7 @@ _WAIT_S = 2 * 3600
 """A processor without bf16 products takes several times as long as one with them."""
 _WAIT_FOR_YOUR_DATA_S = 4 * 3600
 """A gate costs as much as the data has labels and examples: nobody knows beforehand."""
+_INTERRUPTED = 130
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
@@ -39,6 +40,9 @@ def main() -> int:
         sys.stderr.write(
             f"error: {shlex.join(map(str, error.cmd))} ended with {error.returncode}; its output is above\n"
         )
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what is up stays up: `make cluster-down` takes it down\n")
+        return _INTERRUPTED
     return 1
 
 

@@ -26,7 +26,10 @@ class Kubectl:
     def __call__(self, *words: str, stdin: str | None = None, timeout_s: float = 60.0) -> str:
         """Standard output; raises KubectlFailed with standard error."""
         command = [str(self.program), "--kubeconfig", str(self.kubeconfig), "--namespace", NAMESPACE, *words]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+        try:
+            done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise KubectlFailed(f"kubectl {' '.join(words)}: no answer within {timeout_s:g} s") from error
         if done.returncode:
             raise KubectlFailed(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout

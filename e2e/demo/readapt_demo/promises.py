@@ -35,6 +35,9 @@ def _traffic(report: Mapping[str, Any]) -> Iterator[str]:
     for model, count in requests["telling"].items():
         if not count:
             yield f"no answer of {model} could have shown a mixed set: both sets answer alike"
+    for revision, count in requests["by_set"].items():
+        if not count:
+            yield f"set {revision} answered nobody, so nothing shows that it was served"
     if report["rollback_jobs"]:
         yield f"the roll-back started {report['rollback_jobs']} Jobs"
     if report["rollback_seconds"] >= ROLLBACK_S:
@@ -46,6 +49,8 @@ def _adapter(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"{row['name']}: the variant's origin is {row['origin']}, which is no repair"
     elif row["gate"] != "GatePassed":
         yield f"{row['name']}: the gate and the retention say {row['gate']}"
+    elif row["retention"] is None:
+        yield f"{row['name']}: retention was not measured, so nothing shows that the upgrade is left"
     elif row["score_copy"] is None:
         yield f"{row['name']}: Copy was not tried, so nothing shows what the move costs"
     elif row["score_copy"] > row["score_before"] - COPY_LOSS:

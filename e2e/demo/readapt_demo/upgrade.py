@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Show:
                 "sent": len(traffic.answers),
                 "failed": len(failed),
                 "telling": {m: self._telling(m, traffic.answers, expected) for m in self.pairs},
+                "by_set": self._by_set(traffic.answers),
             },
             "mixed_sets": len(mixed),
             "rollback_jobs": rollback_jobs,
@@ -167,6 +169,11 @@ class Show:
         """Answers of a model whose text alone shows which set it came from."""
         given = [a for a in answers if a.model == model and not a.failed]
         return sum(judge.is_telling(a, self.pairs, expected) for a in given)
+
+    def _by_set(self, answers: Sequence[Answer]) -> dict[str, int]:
+        """Answers of each set that was served, by its revision: one that gave none was not shown to be right."""
+        given = Counter(a.revision for a in answers if not a.failed)
+        return {pair.revision: given[pair.revision] for pair in self.pairs[self.cast.base]}
 
     def _job_uids(self) -> set[str]:
         return {job["metadata"]["uid"] for job in self.kubectl.get("jobs")["items"]}

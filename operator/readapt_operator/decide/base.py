@@ -72,7 +72,10 @@ def _founded(seen: Observed, base: BaseModelResource, versions: Versions) -> tup
     names = {base.metadata.name}
     decided = []
     for adapter in seen.adapters:
-        taken = adapter.served_name in names
+        age = (adapter.metadata.creation_timestamp, adapter.metadata.uid)
+        taken = adapter.served_name in names or any(
+            u.served_name == adapter.served_name and u.age < age for u in seen.unreadable
+        )
         decided.append(found_adapter(AdapterPass(seen, base, adapter, versions, taken, adapter.status)))
         names.add(adapter.served_name)
     return tuple(decided)

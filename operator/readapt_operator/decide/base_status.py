@@ -15,7 +15,7 @@ from readapt_api.v1alpha1.base_model import (
 )
 from readapt_operator.decide.adapter_pass import AdapterPass
 from readapt_operator.decide.plan import State, Verdict, stalled, working
-from readapt_operator.decide.rollout import POLL_S, Rollout, Target, pods_missing
+from readapt_operator.decide.rollout import POLL_S, Rollout, Target, pods_missing, unreadable_text
 from readapt_operator.decide.served import Served, served_of
 from readapt_operator.decide.versions import Drifts, Versions
 from readapt_operator.observed import Observed
@@ -92,7 +92,7 @@ def _verdict(facts: BaseFacts) -> Verdict | None:
     wished = facts.versions.known[facts.base.spec.version]
     if isinstance(wished, Verdict):
         return _held_instead(facts, wished)
-    return facts.rollout.verdict or _adapters_missing(facts) or _set_unverified(facts)
+    return facts.rollout.verdict or _adapters_missing(facts) or _set_unverified(facts) or _unreadable(facts.seen)
 
 
 def _held_instead(facts: BaseFacts, wished: Verdict) -> Verdict:
@@ -116,6 +116,12 @@ def _adapters_missing(facts: BaseFacts) -> Verdict | None:
         text = f"{len(missing)} of {total} adapters failed; {missing[0].adapter.metadata.name}: "
         return stalled(first.reason, text + first.message) if first else None
     return None
+
+
+def _unreadable(seen: Observed) -> Verdict | None:
+    """They keep what they serve; their own status cannot be read either, so the base tells."""
+    names = sorted(u.name for u in seen.unreadable)
+    return stalled(c.UNREADABLE, unreadable_text(names)) if names else None
 
 
 def _set_unverified(facts: BaseFacts) -> Verdict | None:

@@ -6,7 +6,7 @@ zero, whatever it was before; so an upgrade, a roll-back and a wish that changed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -130,7 +130,7 @@ def _move(
     """Adapters first, then pods, then the switch."""
     if base.spec.suspend:
         return _held()
-    waiting = _adapters_are_there(target, adapters, held)
+    waiting = _all_are_readable(seen, adapters, held) or _adapters_are_there(target, adapters, held)
     if waiting is not None:
         return waiting
     desired = desired_set(seen, target.revision, target.base_digest, adapters)
@@ -141,6 +141,18 @@ def _move(
     if seen.service is not None:
         actions.append(Apply(_switch(seen.service.body, target.revision)))
     return working(c.ROLLING_OUT, f"the Service is switched to version {target.version}", POLL_S)
+
+
+def _all_are_readable(seen: Observed, adapters: tuple[AdapterPass, ...], held: frozenset[str]) -> Verdict | None:
+    """Nobody can say what an adapter that cannot be read needs, so it is not left behind."""
+    served = held.difference(at.adapter.served_name for at in adapters if not at.conflicting)
+    names = sorted(u.name for u in seen.unreadable if u.served_name in served)
+    return stalled(c.STRAGGLERS_BLOCK, unreadable_text(names)) if names else None
+
+
+def unreadable_text(names: Sequence[str]) -> str:
+    """For people."""
+    return f"LoRAAdapter {', '.join(names[:3])}: this version of Readapt cannot read what another one accepted"
 
 
 def _adapters_are_there(target: Target, adapters: tuple[AdapterPass, ...], held: frozenset[str]) -> Verdict | None:
@@ -218,6 +230,7 @@ def _retire(seen: Observed, kept: set[str | None]) -> tuple[list[Action], Verdic
     for deployment in running:
         actions += _drain(seen, deployment)
     actions += _forget(seen, [d for d in old if d not in running])
+    actions += _forget_sets(seen, kept)
     if not running:
         return actions, None
     return actions, working(c.DRAINING, f"pods of version {running[0].version} finish their connections", POLL_S)
@@ -251,12 +264,17 @@ def _is_idle(pod: PodView) -> bool:
 
 
 def _forget(seen: Observed, idle: list[DeploymentView]) -> Iterator[Action]:
-    """Beyond HISTORY the oldest go; a set before its Deployment, which is what it is found by."""
+    """Beyond HISTORY the oldest go; their sets follow."""
     for deployment in sorted((d for d in idle if d.live_replicas == 0), key=lambda d: d.created)[:-HISTORY]:
-        stored = seen.sets.get(deployment.revision)
-        for shard in stored.shards.values() if stored else ():
-            yield Delete(shard, "its revision is forgotten")
         yield Delete(deployment.body, f"more than {HISTORY} old revisions")
+
+
+def _forget_sets(seen: Observed, kept: set[str | None]) -> Iterator[Action]:
+    """Sets without a Deployment: of a forgotten revision, or of a wish that was taken back right after the write."""
+    for revision, stored in seen.sets.items():
+        if revision not in kept and seen.deployment(revision) is None:
+            for shard in stored.shards.values():
+                yield Delete(shard, "no Deployment is of its revision")
 
 
 def _scale(found: DeploymentView, replicas: int) -> Iterator[Action]:

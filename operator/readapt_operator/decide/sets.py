@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from readapt_api.serving import AdapterState, DesiredAdapter, DesiredSet
 from readapt_api.v1alpha1.lora_adapter import VariantStatus
@@ -33,6 +33,7 @@ def desired_set(seen: Observed, revision: str, base_digest: str, adapters: Itera
                     priority=serving.priority or None,
                 )
             )
+    members += _unreadable(seen, revision, held, {member.name for member in members})
     stored = seen.sets.get(revision)
     known = [p.state.sequence for p in seen.pods_of(revision) if p.state is not None]
     sequence = max(stored.sequence if stored else 0, *known, 0)
@@ -45,6 +46,18 @@ def desired_set(seen: Observed, revision: str, base_digest: str, adapters: Itera
     ):
         return wished
     return wished.model_copy(update={"sequence": sequence + 1})
+
+
+def _unreadable(
+    seen: Observed, revision: str, held: frozenset[Member], taken: Collection[str]
+) -> Iterator[DesiredAdapter]:
+    """What a revision has of adapters that cannot be read: an old operator over new objects takes nothing away."""
+    stored = seen.sets.get(revision)
+    listed = stored.desired.adapters if stored is not None and stored.desired is not None else ()
+    known = {name: DesiredAdapter(name=name, digest=digest) for name, digest in sorted(held)}
+    known |= {a.name: a for a in listed}
+    names = {u.served_name for u in seen.unreadable}
+    return (known[name] for name in sorted(names.intersection(known).difference(taken)))
 
 
 def _held_variant(at: AdapterPass, base_digest: str, held: frozenset[Member]) -> VariantStatus | None:

@@ -11,15 +11,25 @@ from kubernetes import config
 from kubernetes.client.api_client import ApiClient
 from kubernetes.client.configuration import Configuration
 
+from readapt_api.errors import Terminal
+
+
+class NoCredentials(Terminal):
+    """Neither a kubeconfig that can be read nor a service account of a pod."""
+
 
 def configuration() -> Any:
-    """A configuration of its own, made from the files as they are now; raises ConfigException."""
+    """A configuration of its own, made from the files as they are now; raises NoCredentials."""
     loaded = Configuration()
     path = os.environ.get("KUBECONFIG")
-    if path:
-        config.load_kube_config(path, client_configuration=loaded, persist_config=False)  # type: ignore[no-untyped-call]
-    else:
-        config.load_incluster_config(client_configuration=loaded)  # type: ignore[no-untyped-call]
+    try:
+        if path:
+            config.load_kube_config(path, client_configuration=loaded, persist_config=False)  # type: ignore[no-untyped-call]
+        else:
+            config.load_incluster_config(client_configuration=loaded)  # type: ignore[no-untyped-call]
+    except config.ConfigException as error:
+        where = f"KUBECONFIG={path}" if path else "KUBECONFIG is not set, and this is no pod with a service account"
+        raise NoCredentials(f"{where}: {error}") from error
     loaded.retries = False  # one time-out per call: repeats are the queue's business
     loaded.connection_pool_maxsize = 16
     return loaded

@@ -17,7 +17,7 @@ from types import FrameType
 
 from pydantic import TypeAdapter, ValidationError
 
-from readapt_api.errors import EXIT_BUG, EXIT_OK, ReadaptError, Terminal, Transient
+from readapt_api.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, ReadaptError, Terminal, Transient
 from readapt_api.jobs import (
     STORE_MOUNT,
     AdaptRequest,
@@ -62,7 +62,11 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one Job and returns its exit code; errors are logged and summarised, never raised."""
-    options = _parse(arguments)
+    try:
+        options = _parse(arguments)
+    except SystemExit as leaving:
+        # argparse has said why; its code for a wrong command line is bad input in ours.
+        return EXIT_BAD_INPUT if leaving.code else EXIT_OK
     kind, log = JobKind(options.kind), JsonLog(sys.stderr)
     signal.signal(signal.SIGTERM, _stop)
     try:

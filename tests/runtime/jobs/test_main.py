@@ -333,3 +333,9 @@ def test_recorded_items_answer_a_whole_adapt_request(bench: Any) -> None:
     assert list((bench.store.root / "progress").iterdir()) == []
     assert [o.name for o in ended.summary.outcomes] == ["a", "b"]
     assert (ended.code, ended.summary.outcomes[0].reason) == (0, "GateFailed")
+
+
+@pytest.mark.parametrize("words", [[], ["bogus", "--request", "r.json"], ["fetch"]], ids=["none", "kind", "no request"])
+def test_a_wrong_command_line_is_bad_input(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words) == 64
+    assert "usage: readapt-job" in capsys.readouterr().err
