@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # node and e2e own the machine while they run.
 .NOTPARALLEL:
-.PHONY: help venv machine check unit control-plane node e2e test fault crds lock images demo study cluster-up cluster-down clean
+.PHONY: help allowed venv machine check unit control-plane node e2e test fault crds lock images demo study cluster-up cluster-down clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,11 @@ node: machine  ## the local node: up, pods, DNS, services, killed in the middle,
 e2e: machine  ## the thread on a real node: images, Helm, an upgrade under load, a roll-back (root)
 	.venv/bin/pytest -v --capture=no e2e/test_thread.py
 
-machine: venv
+# Before minutes and gigabytes are spent; where there is no such Python yet, the same is asked after setup.
+allowed:
+	@! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || PYTHONPATH=e2e/cluster python3 -S -m readapt_cluster check
+
+machine: allowed venv
 	@$(PY) -m readapt_cluster check
 	@$(PY) -m readapt_demo --check
 
@@ -65,7 +69,7 @@ cluster-up: venv  ## a Kubernetes node on this machine (root)
 cluster-down: venv  ## stops it and leaves nothing behind; PURGE=1 removes its images and logs too
 	$(PY) -m readapt_cluster down $(if $(PURGE),--purge)
 
-demo: venv  ## a base upgrade end to end on a local cluster (root); DATA=DIR takes your data
+demo: allowed venv  ## a base upgrade end to end on a local cluster (root); DATA=DIR takes your data
 	$(PY) -m readapt_demo $(if $(DATA),--data $(DATA))
 
 study: venv  ## ways to carry adapters over a move, held against each other, into out/study; DATA=DIR, SMALL=1

@@ -47,6 +47,16 @@ def test_package_loads_nothing_of_the_others(package: str, forbidden: tuple[str,
     assert loaded_by(package) & set(forbidden) == set()
 
 
+def test_a_machine_can_be_checked_before_anything_is_installed() -> None:
+    """`make allowed`: by the system's Python, without any package."""
+    check = "from readapt_cluster import cli, node; print(node.check.__module__, cli.main.__name__)"
+    environment = {"PYTHONPATH": str(ROOT / "e2e" / "cluster"), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", check], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout == "readapt_cluster.node main\n", done.stderr
+
+
 def test_arrows_between_packages_hold() -> None:
     command = [str(Path(sys.executable).parent / "lint-imports"), "--config", "pyproject.toml", "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)

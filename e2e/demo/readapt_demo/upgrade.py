@@ -14,7 +14,7 @@ import httpx
 
 from readapt_demo import judge, manifests
 from readapt_demo.cast import Cast
-from readapt_demo.kubectl import Kubectl
+from readapt_demo.kubectl import Kubectl, KubectlFailed
 from readapt_demo.traffic import Answer, Traffic, ask
 
 Say = Callable[[str], None]
@@ -92,28 +92,28 @@ class Show:
         seen = ""
         told: set[str] = set()
         while True:
-            for line in self.kubectl.job_progress():
-                words, _, _ = line.partition(" (")
-                if words not in told:
-                    self.say(line)
-                    told.add(words)
-            overview = self.kubectl.overview()
-            if _without_age(overview) != seen:
-                self.say("kubectl get rbm,rla\n" + overview)
-                seen = _without_age(overview)
-            problem = self._stalled()
-            if problem:
-                raise DemoFailed(problem)
             try:
+                for line in self.kubectl.job_progress():
+                    words, _, _ = line.partition(" (")
+                    if words not in told:
+                        self.say(line)
+                        told.add(words)
+                overview = self.kubectl.overview()
+                if _without_age(overview) != seen:
+                    self.say("kubectl get rbm,rla\n" + overview)
+                    seen = _without_age(overview)
+                if problem := self._stalled():
+                    raise DemoFailed(problem)
                 self.kubectl.wait(base, "condition=UpToDate", 5)
                 self.kubectl.wait(base, f"jsonpath={{.status.version}}={version}", 5)
                 for role in self.cast.roles:
                     self.kubectl.wait(f"loraadapter/{role.name}", "condition=Ready", 5)
                 self.say("kubectl get rbm,rla\n" + self.kubectl.overview())
                 return
-            except RuntimeError:
+            except KubectlFailed:  # it is not so far yet, or the API server did not answer this once
                 if time.monotonic() > deadline:
                     raise
+                time.sleep(1)
 
     def _stalled(self) -> str:
         """The message of the first object that waits for a person, or nothing."""
