@@ -1,7 +1,8 @@
 """The termination message of a Job: what the operator reads, since it never mounts the store.
 
 In: a ``Summary``. Out: at most ``TERMINATION_MESSAGE_BYTES`` of JSON (the kubelet cuts what is longer, and half a
-document is no document). Prose goes first, then the rungs that did not decide; digests and verdicts stay.
+document is no document). Prose and digits that nobody reads go first, then the rungs that did not decide, Copy the last
+of them; digests and verdicts stay.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from readapt_api.jobs import TERMINATION_MESSAGE_BYTES, JobKind, Outcome, RungRe
 
 _Model = TypeVar("_Model", bound=Contract)
 _MESSAGE = 120
+_DIGITS = 6
 
 
 def to_bytes(summary: Summary) -> bytes:
@@ -52,7 +54,12 @@ def clip(text: str, length: int) -> str:
 
 def _shorter(summary: Summary) -> Iterator[Summary]:
     """Ever shorter versions; the last ones leave outcomes out."""
-    steps: tuple[Callable[[Outcome], Outcome], ...] = (_clip_messages, _keep_last_rung, _without_prose)
+    steps: tuple[Callable[[Outcome], Outcome], ...] = (
+        _clip_messages,
+        _keep_outer_rungs,
+        _keep_last_rung,
+        _without_prose,
+    )
     for step in steps:
         summary = _with(summary, outcomes=tuple(step(outcome) for outcome in summary.outcomes))
         yield summary
@@ -64,15 +71,23 @@ def _shorter(summary: Summary) -> Iterator[Summary]:
 
 def _clip_messages(outcome: Outcome) -> Outcome:
     rungs = tuple(_clip_rung(rung) for rung in outcome.rungs)
-    return _with(outcome, rungs=rungs, message=clip(outcome.message, _MESSAGE))
+    seconds = round(outcome.repair_seconds, _DIGITS)
+    return _with(outcome, rungs=rungs, message=clip(outcome.message, _MESSAGE), repair_seconds=seconds)
 
 
 def _clip_rung(rung: RungResult) -> RungResult:
-    return _with(rung, message="")
+    numbers = {name: round(value, _DIGITS) for name, value in rung if isinstance(value, float)}
+    ends = {name: round(value, _DIGITS) for name, value in rung.interval}
+    return _with(rung, message="", interval=_with(rung.interval, **ends), **numbers)
+
+
+def _keep_outer_rungs(outcome: Outcome) -> Outcome:
+    """What Copy would have cost, and what decided."""
+    return _with(outcome, rungs=(*outcome.rungs[:-1][:1], *outcome.rungs[-1:]))
 
 
 def _keep_last_rung(outcome: Outcome) -> Outcome:
-    return _with(outcome, rungs=outcome.rungs[-1:])
+    return _with(outcome, rungs=outcome.rungs[-1:], message=clip(outcome.message, _MESSAGE // 2))
 
 
 def _without_prose(outcome: Outcome) -> Outcome:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from readapt_api.adaptation import GateMode, Metric
+from readapt_api.adaptation import GateMode, Metric, Policy
 from readapt_api.artifacts import ArtifactKind, Origin
 from readapt_api.jobs import (
     AdaptItem,
@@ -29,6 +29,7 @@ from readapt_api.jobs import (
     RungResult,
     Summary,
 )
+from readapt_runtime.adapt import ladder
 from readapt_runtime.jobs.main import run
 from readapt_runtime.jobs.summary import failure, to_bytes
 from readapt_runtime.progress import JsonLog
@@ -315,6 +316,26 @@ def test_the_termination_message_always_fits(items: int, rungs: int, kept: int |
     assert read.outcomes
     assert all(o.variant == DIGEST and o.passed for o in read.outcomes)
     assert len(read.outcomes) == kept or (kept is None and "left out" in read.message)
+
+
+@pytest.mark.parametrize(("items", "kept"), [(1, [0, 1, 2, 3, 4]), (3, [0, 4]), (4, [4])])
+def test_as_many_adapters_as_share_a_job_are_told_with_what_decided(items: int, kept: list[int]) -> None:
+    """The longest that there is of every field; up to three adapters are also told what Copy came to."""
+    longest: dict[str, object] = {
+        **dict.fromkeys(("score", "reference", "retention", "retention_floor"), 1 / 3),
+        "interval": Interval(lower=-1 / 3, upper=2 / 3),
+        "seconds": 1e4 / 3,
+        "samples_left": 2250,
+        "samples_needed": 99999,
+    }
+    full = outcome("a" * 40, 1, "ü" * 500)
+    rungs = [full.rungs[0].model_copy(update=longest | {"origin": origin}) for origin in ladder.RUNGS[Policy.AUTO]]
+    report = f"results/{'a' * 64}.report.html"
+    full = full.model_copy(update={"rungs": tuple(rungs), "report": report, "repair_seconds": 1e4 / 3})
+    read = Summary.model_validate_json(to_bytes(Summary(kind=JobKind.ADAPT, ok=True, outcomes=(full,) * items)))
+    assert len(read.outcomes) == items
+    for told in read.outcomes:
+        assert [rung.origin for rung in told.rungs] == [rungs[n].origin for n in kept]
 
 
 def test_a_failure_with_a_long_text_fits() -> None:
