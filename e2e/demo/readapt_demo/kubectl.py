@@ -58,6 +58,9 @@ class Kubectl:
                 continue  # gone meanwhile, or not one of our lines
             words = said.get("message") or said.get("doing") or said.get("event", "starting")
             job = pod["metadata"]["labels"][labels.JOB_NAME]
+            adapter = said.get("adapter")  # a Job may do others' work, too
+            if adapter and not job.startswith(f"{adapter}-"):
+                words = f"{adapter}: {words}"
             lines.append(f"Job {job}: {words}" + (f" ({said['percent']} %)" if "percent" in said else ""))
         return lines
 

@@ -49,7 +49,8 @@ def run(request: AdaptRequest, store: Store, log: Log) -> tuple[Outcome, ...]:
     log.info("adapting", items=len(request.items), threads=threads)
     outcomes = []
     for number, item in enumerate(request.items):
-        share = Share(log, begin=number / len(request.items), width=1 / len(request.items))
+        count = len(request.items)
+        share = Share(log, begin=number / count, width=1 / count, adapter=item.name if count > 1 else "")
         found = recorded_outcome(store, request.item_hash(item), item.name)
         try:
             outcomes.append(found or work.carry(item, share))

@@ -141,3 +141,23 @@ def test_an_item_that_cannot_be_carried_is_left_out_and_the_first_that_cannot_en
 
     with pytest.raises(MissingArtifact):
         adapt.run(request.model_copy(update={"items": (lost, good)}), published.copy(tmp_path / "two"), JsonLog(said))
+
+
+def test_whose_work_a_line_of_a_shared_job_is_about_is_said(published: Published, tmp_path: Path) -> None:
+    said: list[tuple[str, object]] = []
+
+    class Recorded(JsonLog):
+        def info(self, event: str, **fields: object) -> None:
+            said.append((event, fields.get("adapter")))
+
+        def progress(self, done: float, doing: str) -> None:
+            said.append(("progress", doing))
+
+    items = tuple(
+        item.model_copy(update={"name": name}) for item, name in zip(published.request.items, "ab", strict=True)
+    )
+    request = published.request.model_copy(update={"items": items})
+    adapt.run(request, published.copy(tmp_path / "store"), Recorded(io.StringIO()))
+    assert {who for event, who in said if event == "trial"} == {"b"}, "the one that is searched for"
+    doing = [str(words) for event, words in said if event == "progress"][:-1]
+    assert {words.partition(": ")[0] for words in doing} == {"a", "b"}
