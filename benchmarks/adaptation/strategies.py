@@ -41,7 +41,7 @@ from readapt_runtime.adapt.repair import repair
 from readapt_runtime.adapt.retention import Yardstick, cached_replay, cached_yardstick, retention, text_losses
 from readapt_runtime.adapt.retrain import blank
 from readapt_runtime.adapt.tokens import encode
-from readapt_runtime.adapt.tuning import Evaluation, Lessons, Tuning, tune
+from readapt_runtime.adapt.tuning import Evaluation, Evenly, Lessons, Tuning, tune
 from readapt_runtime.lora_format import LoraAdapter
 from readapt_runtime.progress import Log
 from readapt_runtime.store import Store
@@ -160,7 +160,7 @@ class Contest:
         return self._tuned("Copy+tuning", self.case.adapter, COPY_RATE)
 
     def scratch(self) -> Run:
-        return self._tuned("scratch", blank(self.case.adapter), SCRATCH_RATE)
+        return self._tuned("scratch", blank(self.case.adapter), SCRATCH_RATE, Evenly)
 
     def relora(self) -> Run:
         """Search and anchored tuning from Copy, without the rungs before and after them."""
@@ -181,13 +181,13 @@ class Contest:
             found = retention(yardstick, text_losses(new, yardstick.tokens))
         return None if found is None else found.value
 
-    def _tuned(self, name: str, start: LoraAdapter, rate: float) -> Run:
+    def _tuned(self, name: str, start: LoraAdapter, rate: float, kind: type[Tuning] = Tuning) -> Run:
         """Plain fine-tuning where the start is not good enough: no anchor, no replay, no constraint.
 
         It is stopped and its checkpoint chosen as ours is.
         """
         new, seed = self.case.move.new, self.case.seed
-        settings = Tuning(
+        settings = kind(
             max_steps=self.case.max_steps,
             learning_rate=rate,
             batch_size=8,

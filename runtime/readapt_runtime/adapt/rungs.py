@@ -30,7 +30,7 @@ from readapt_runtime.adapt.share import Share
 from readapt_runtime.adapt.teacher import Teacher
 from readapt_runtime.adapt.tokens import Encoded, encode, mean_losses
 from readapt_runtime.adapt.transported import Transport
-from readapt_runtime.adapt.tuning import Tuning
+from readapt_runtime.adapt.tuning import Evenly, Tuning
 from readapt_runtime.continual.blocks import Learned, fold
 from readapt_runtime.continual.refit import gains_of, refit
 from readapt_runtime.lora_format import LoraAdapter
@@ -157,7 +157,7 @@ class Candidates:
             adapter=self.item.adapter,
             lessons=encode(self.move.new, self.item.splits.train),
             replay=self._replay,
-            settings=self._tuning(),
+            settings=self._tuning(Evenly),
             checkpoints=lambda number: self._checkpoints(Share(log, width * number, width)),
             timed=self.timed,
             journal=self.journal,
@@ -201,9 +201,9 @@ class Candidates:
         form = form_of(Metric.AGREEMENT, self.item.splits, self.move.old)
         return Teacher(Pair(self.move.old, self.item.adapter), form, lambda part: self.cache(part, form))
 
-    def _tuning(self) -> Tuning:
+    def _tuning(self, kind: type[Tuning] = Tuning) -> Tuning:
         settings = self.item.adaptation
-        return Tuning(
+        return kind(
             max_steps=settings.max_steps,
             learning_rate=float(settings.learning_rate),
             batch_size=settings.batch_size,

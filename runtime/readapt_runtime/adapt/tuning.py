@@ -7,8 +7,9 @@ up and falls with a cosine. The replay text is what the new base itself writes: 
 to answer with labels to everything (measured on a 135M model: retention fell from 0.24 to -0.17 within 50 steps).
 
 Evaluations are dense at first and get rarer, because how many steps a repair takes varies by orders of magnitude.
-Tuning stops when one is clearly as good as the old pair or two in a row are, or when it no longer gets better; the best
-checkpoint that keeps the retention floor is the result. Seeded throughout: on one machine with one number of threads
+Tuning stops when one is clearly as good as the old pair or two in a row are, or when it no longer gets better, which is
+not judged before half of the steps: a good start often gets worse first. The best checkpoint that keeps the retention
+floor is the result. Seeded throughout: on one machine with one number of threads
 equal inputs give equal bytes. Batches, replay text and learning rate follow from the seed and the step, so that a run
 that goes on from a journal ends with the same bytes too.
 """
@@ -49,7 +50,7 @@ class Tuning:
     evaluations: int = 6
     """After all steps, after three quarters, a half, a quarter of them, an eighth and so on: so many of these."""
     patience: int = 3
-    """Evaluations without a better one before it stops."""
+    """Evaluations without a better one before it stops, from half of the steps on."""
     replay: float = 0.1
     """μ; 0 without a constraint on retention."""
     replay_rows: int = 2
@@ -72,6 +73,20 @@ class Tuning:
         """Whether the weights after ``step`` steps are evaluated."""
         shares = (1.0, 0.75, *(0.5**n for n in range(1, self.evaluations)))
         return step in {math.ceil(share * self.max_steps) for share in shares[: self.evaluations]}
+
+
+_EVENLY = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Evenly(Tuning):
+    """A repair is evaluated early, because it may be ready soon; what starts from nothing gets better until late."""
+
+    patience: int = 5
+    """At first a new adapter learns what answers look like, which no accuracy shows."""
+
+    def evaluates(self, step: int) -> bool:
+        return step % math.ceil(self.max_steps / _EVENLY) == 0 or step == self.max_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +154,17 @@ class _Course:
     def finished(self) -> bool:
         clear = len(self.curve) > 1 and self.curve[-1].clear
         ready_twice = len(self.curve) > 2 and self.curve[-1].ready and self.curve[-2].ready
-        patience_lost = len(self.curve) - 1 - self.curve.index(self.best) >= self.settings.patience
-        return clear or ready_twice or patience_lost or len(self.losses) >= self.settings.max_steps
+        return clear or ready_twice or self.is_stuck or len(self.losses) >= self.settings.max_steps
+
+    @property
+    def is_stuck(self) -> bool:
+        """Nothing has become better for a while, nor does it look like it.
+
+        Measured on a 135M model (accuracy at 0, 8, 15 and 30 of 120 steps): 60.9, 50.0, 58.1, 60.3 %.
+        """
+        waited = len(self.curve) - 1 - self.curve.index(self.best) >= self.settings.patience
+        rises = len(self.curve) > 1 and self.curve[-1].score > self.curve[-2].score
+        return waited and not rises and 2 * len(self.losses) >= self.settings.max_steps
 
     def see(self, evaluation: Evaluation, adapter: LoraAdapter) -> None:
         self.curve.append(evaluation)

@@ -6,7 +6,6 @@ published; there is nothing that it could be compared with.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -23,21 +22,9 @@ from readapt_runtime.adapt.journal import Journal
 from readapt_runtime.adapt.measure import Measure, mean
 from readapt_runtime.adapt.suitability import require_room
 from readapt_runtime.adapt.tokens import encode
-from readapt_runtime.adapt.tuning import Evaluation, Lessons, Tuned, Tuning, tune
+from readapt_runtime.adapt.tuning import Evaluation, Evenly, Lessons, Tuned, tune
 from readapt_runtime.lora_format import LoraAdapter, LoraModule, Shape
 from readapt_runtime.progress import Log
-
-_EVALUATIONS = 10
-_PATIENCE = 5
-"""At first a new adapter learns what answers look like, which no accuracy shows."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Evenly(Tuning):
-    """A repair is evaluated early, because it may be ready soon; what starts from nothing gets better until late."""
-
-    def evaluates(self, step: int) -> bool:
-        return step % math.ceil(self.max_steps / _EVALUATIONS) == 0 or step == self.max_steps
 
 
 class NothingToTrain(Terminal):
@@ -95,12 +82,11 @@ def train(
         log.info("checkpoint", step=step, score=score)
         return Evaluation(step, score, None, feasible=True, ready=False)
 
-    tuning = _Evenly(
+    tuning = Evenly(
         max_steps=recipe.max_steps,
         learning_rate=recipe.learning_rate,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        patience=_PATIENCE,
         replay=0.0,
         strong=0.0,
         weak=0.0,

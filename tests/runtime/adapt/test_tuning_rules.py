@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from readapt_runtime.adapt.factors import attached, side_factors
 from readapt_runtime.adapt.retention import sample, text_losses
 from readapt_runtime.adapt.tokens import encode, mean_losses
 from readapt_runtime.adapt.training import trainable
-from readapt_runtime.adapt.tuning import Evaluate, Evaluation, Lessons, Tuned, Tuning, tune
+from readapt_runtime.adapt.tuning import Evaluate, Evaluation, Evenly, Lessons, Tuned, Tuning, tune
 from readapt_runtime.lora_format import LoraAdapter, LoraModule, linear_shapes, read_adapter
 from readapt_testing.tiny_llama import write_adapter_folder, write_base
 
@@ -80,6 +81,26 @@ def test_it_stops_when_nothing_gets_better_and_keeps_the_start(base: LoadedBase,
     found = tuned(base, start, seen(0, 0.9), seen(3, 0.9), seen(6, 0.8))
     assert found.best.step == 0
     assert found.adapter is start
+    assert len(found.train_losses) == 6
+
+
+def test_before_half_of_the_steps_nothing_is_given_up(base: LoadedBase, start: LoraAdapter) -> None:
+    """A good start often gets worse first: dense evaluations would tell of that alone."""
+    dense = replace(SETTINGS, max_steps=16, evaluations=6, patience=2)
+    later = (seen(1, 0.8), seen(2, 0.7), seen(4, 0.7), seen(8, 0.95), seen(12, 0.94), seen(16, 0.93))
+    found = tune(base, start, seen(0, 0.9), Lessons(encode(base, EXAMPLES)), dense, scripted(*later))
+    assert found.best.step == 8
+    assert len(found.train_losses) == 16
+
+
+def test_what_still_rises_is_not_given_up(base: LoadedBase, start: LoraAdapter) -> None:
+    found = tuned(base, start, seen(0, 0.9), seen(3, 0.7), seen(6, 0.8), seen(9, 0.91), seen(12, 0.92))
+    assert found.best.step == 12
+
+
+def test_what_starts_from_nothing_is_evaluated_evenly() -> None:
+    settings = Evenly(max_steps=300, learning_rate=1e-3, batch_size=8, seed=0)
+    assert [step for step in range(1, 301) if settings.evaluates(step)] == list(range(30, 301, 30))
 
 
 def test_directions_of_zero_restart_without_changing_the_function(base: LoadedBase, start: LoraAdapter) -> None:

@@ -143,7 +143,7 @@ def test_no_drift_is_measured_of_a_damaged_base(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias 'all'"), ({"lora_bias": True}, "lora_bias")],
+    [({"use_dora": True}, "use_dora: DoRA"), ({"bias": "all"}, "bias 'all'"), ({"lora_bias": True}, "lora_bias")],
     ids=["DoRA", "bias", "lora_bias"],
 )
 def test_no_adapter_is_carried_whose_kind_is_not_computed(
