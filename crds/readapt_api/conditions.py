@@ -90,7 +90,7 @@ SERVING_FAILED = "ServingFailed"
 VERIFICATION_FAILED = "VerificationFailed"
 """A pod refused the variant: its weights do not do what the Job recorded."""
 UNREADABLE = "Unreadable"
-"""A LoRAAdapter was written for another version of Readapt, and this one cannot read it; what it serves stays."""
+"""It was written for another version of Readapt, and this one cannot read it; what it serves stays."""
 BUG = "Bug"
 """The operator raised what nobody foresaw while it decided about this object; its neighbours are not affected."""
 

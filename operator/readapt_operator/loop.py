@@ -15,9 +15,10 @@ from readapt_operator.decide.base import decide
 from readapt_operator.kube.port import Kube
 from readapt_operator.kube.resources import BASE_MODELS, LORA_ADAPTERS, Doc
 from readapt_operator.observe import Observer
+from readapt_operator.observed import UnreadableBase, stamp_of
 from readapt_operator.pods import PodAdmin
 from readapt_operator.queue import Key, WorkQueue
-from readapt_operator.report import report
+from readapt_operator.report import report, report_unreadable
 from readapt_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,11 @@ class Loop:
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass; returns when the next one is due at the latest."""
-        seen = await self.observer.observe(key)
+        try:
+            seen = await self.observer.observe(key)
+        except UnreadableBase as error:
+            await report_unreadable(error.body, error.why, stamp_of(self.observer.now()), self.kube)
+            raise
         plan = decide(seen)
         self._tell(key, plan.bugs)
         outcome = await act(key, plan.actions, self.kube, self.pods)

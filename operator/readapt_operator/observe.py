@@ -39,6 +39,7 @@ from readapt_operator.observed import (
     ServiceView,
     StoredSet,
     Unreadable,
+    UnreadableBase,
     by_wish,
 )
 from readapt_operator.pods import PodAdmin
@@ -78,7 +79,7 @@ class Observer:
             propagation_s=self.settings.propagation_s,
             drain_limit_s=self.settings.drain_limit_s,
             retry_s=self.settings.retry_s,
-            base=None if base_body is None else BaseModelResource.model_validate(base_body),
+            base=None if base_body is None else _base(base_body),
             adapters=adapters,
             unreadable=unreadable,
         )
@@ -157,6 +158,19 @@ class Observer:
         return replace(seen, endpoints_settled_s=endpoints_settled_s)
 
 
+def _base(body: Doc) -> BaseModelResource:
+    try:
+        return BaseModelResource.model_validate(body)
+    except ValidationError as error:
+        raise UnreadableBase(body, _first(error)) from error
+
+
+def _first(error: ValidationError) -> str:
+    """``spec.gate.metric: Input should be …``."""
+    found = error.errors()[0]
+    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
+
+
 def _adapters(key: Key, bodies: Iterable[Doc]) -> tuple[tuple[LoRAAdapterResource, ...], tuple[Unreadable, ...]]:
     """The adapters of this base, the oldest first, and those that cannot be read."""
     mine = [b for b in bodies if b["spec"].get("baseModelRef", {}).get("name") == key.base]
@@ -171,7 +185,8 @@ def _adapters(key: Key, bodies: Iterable[Doc]) -> tuple[tuple[LoRAAdapterResourc
             meta = body["metadata"]
             log.error("%s: LoRAAdapter %s cannot be read: %s", key, meta["name"], error)
             served_name = body["spec"].get("servedName") or meta["name"]
-            unreadable.append(Unreadable(meta["name"], served_name, (meta["creationTimestamp"], meta["uid"])))
+            age = (meta["creationTimestamp"], meta["uid"])
+            unreadable.append(Unreadable(meta["name"], served_name, age, body, _first(error)))
     return tuple(sorted(found, key=lambda a: (a.metadata.creation_timestamp, a.metadata.uid))), tuple(unreadable)
 
 

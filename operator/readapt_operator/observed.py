@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from readapt_api.digest import digest_of
+from readapt_api.errors import Terminal
 from readapt_api.jobs import JobKind, Summary
 from readapt_api.serving import AdapterState, DesiredSet, PodState
 from readapt_api.v1alpha1.base_model import BaseModelResource
@@ -142,6 +143,20 @@ class ServiceView:
     """Of the pods that it selects."""
 
 
+def stamp_of(moment: datetime) -> str:
+    """metav1.Time."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class UnreadableBase(Terminal):
+    """A BaseModel that does not fit this operator's schema: nothing is decided about it, so what runs stays."""
+
+    def __init__(self, body: Doc, why: str) -> None:
+        super().__init__(f"BaseModel {body['metadata']['name']} cannot be read: {why}")
+        self.body = body
+        self.why = why
+
+
 @dataclass(frozen=True, slots=True)
 class Unreadable:
     """What is known of an adapter that does not fit this operator's schema."""
@@ -150,6 +165,8 @@ class Unreadable:
     served_name: str
     age: tuple[str, str]
     """Creation time and uid: what the claims of a served name are ordered by."""
+    body: Doc
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +202,7 @@ class Observed:
     @property
     def stamp(self) -> str:
         """Now, as metav1.Time."""
-        return self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return stamp_of(self.now)
 
     def deployment(self, revision: str | None) -> DeploymentView | None:
         return next((d for d in self.deployments if d.revision == revision), None)

@@ -15,9 +15,10 @@ from readapt_operator.events import events_of
 from readapt_operator.kube.port import Kube
 from readapt_operator.kube.resources import Doc
 from readapt_operator.observed import Observed
-from readapt_operator.status import Conditions
+from readapt_operator.status import Conditions, shorten
 
 log = logging.getLogger(__name__)
+_MESSAGE_CHARS = 500
 Resource = BaseModelResource | LoRAAdapterResource
 Status = BaseModelStatus | LoRAAdapterStatus
 
@@ -42,6 +43,34 @@ async def report(seen: Observed, plan: Plan, outcome: Outcome, kube: Kube) -> No
         except (Transient, Terminal) as error:
             log.warning("%s: status of %s %s: %s", seen.key, resource.kind, resource.metadata.name, error)
             outcome.errors.append(error)
+    for unreadable in seen.unreadable:
+        try:
+            await report_unreadable(unreadable.body, unreadable.why, seen.stamp, kube)
+        except (Transient, Terminal) as error:
+            log.warning("%s: status of LoRAAdapter %s: %s", seen.key, unreadable.name, error)
+            outcome.errors.append(error)
+
+
+async def report_unreadable(body: Doc, why: str, now: str, kube: Kube) -> None:
+    """Stalls an object of another version of Readapt, whose other status this one may not understand either."""
+    meta, told = body["metadata"], (body.get("status") or {}).get("conditions") or []
+    stalled: dict[str, Any] = {
+        "type": c.STALLED,
+        "status": "True",
+        "reason": c.UNREADABLE,
+        "message": shorten(f"this version of Readapt cannot read what another one accepted: {why}", _MESSAGE_CHARS),
+        "observedGeneration": meta["generation"],
+        "lastTransitionTime": now,
+    }
+    before: dict[str, Any] = next((x for x in told if x["type"] == c.STALLED), {})
+    if before.get("status") == "True":
+        stalled["lastTransitionTime"] = before["lastTransitionTime"]
+    if before == stalled:
+        return
+    others = [x for x in told if x["type"] not in (c.STALLED, c.RECONCILING)]
+    identity = {key: meta[key] for key in ("name", "namespace", "uid", "resourceVersion")}
+    patch = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": identity}
+    await kube.patch_status({**patch, "status": {"conditions": [*others, stalled]}})
 
 
 def status_patch(resource: Resource, status: Status) -> Doc:

@@ -12,6 +12,7 @@ import pytest
 from readapt_api import conditions as c
 from readapt_api import labels
 from readapt_api.serving import AdapterState
+from readapt_operator.observed import UnreadableBase
 from readapt_testing.fake_world import World, base_model, lora_adapter
 from readapt_testing.status_lint import lint
 
@@ -63,7 +64,9 @@ def test_an_adapter_of_another_version_of_readapt_keeps_what_it_serves_and_is_no
     assert (selected(world), served(world)) == (revision, before)
     assert condition(world, c.STALLED) == ("True", c.STRAGGLERS_BLOCK)
 
+    assert condition(world, c.STALLED, "LoRAAdapter", "a") == ("True", c.UNREADABLE)
     gate_by(world, "Accuracy")
+    assert condition(world, c.STALLED, "LoRAAdapter", "a") == ("", "")
     assert set(served(world)) == set(before)
     assert world.kube.of("BaseModel")["base"]["status"]["version"] == "v2"
     assert condition(world, c.STALLED) == ("", "")
@@ -102,3 +105,19 @@ def test_an_adapter_that_cannot_be_read_keeps_its_place_when_its_set_is_lost(wor
     assert served(world) == before
     gate_by(world, "Accuracy")
     assert served(world) == before
+
+
+def test_a_base_of_another_version_of_readapt_is_told_so_and_stays_as_it_is(world: World) -> None:
+    before, revision, written = served(world), selected(world), len(world.kube.writes)
+    world.kube.change("BaseModel", "base", spec={"version": "v2", "serving": {"dtype": "OfTheFuture"}})
+    for _ in range(3):
+        with pytest.raises(UnreadableBase, match=r"spec\.serving\.dtype"):
+            world.settle()
+    assert condition(world, c.STALLED) == ("True", c.UNREADABLE)
+    assert world.kube.writes[written:] == [("status", "BaseModel", "base")], "once, and nothing else"
+    assert (selected(world), served(world)) == (revision, before)
+
+    world.kube.change("BaseModel", "base", spec={"serving": {"dtype": "Auto"}})
+    world.settle()
+    assert condition(world, c.STALLED) == ("", "")
+    assert world.kube.of("BaseModel")["base"]["status"]["version"] == "v2"
