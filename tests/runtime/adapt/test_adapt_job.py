@@ -433,7 +433,7 @@ def test_retrain_starts_from_scratch_and_chooses_its_learning_rate(world: Any, p
     runs = evidence_of(published, outcome)["retrained"]["runs"]
     assert [each["learningRate"] for each in runs] == pytest.approx([4e-2, 1e-2, 1.6e-1])
     assert all(each["curve"][0]["score"] < 0.3 for each in runs), "from scratch"
-    best = max(runs, key=lambda each: max(c["score"] for c in each["curve"] if c["feasible"]))
+    best = max(runs, key=lambda each: max((c["score"] for c in each["curve"] if c["feasible"]), default=0.0))
     assert evidence_of(published, outcome)["retrained"]["learningRate"] == best["learningRate"]
 
 

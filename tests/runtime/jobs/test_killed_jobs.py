@@ -63,7 +63,7 @@ def digests(summary: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("death", CODES)
 def test_drift(bench: Any, drift_request: DriftRequest, death: str) -> None:
     found = lives(bench, drift_request, death)
-    assert len(found["lives"]) == 2
+    assert len(found["lives"]) == 3, "artifact, page and result"
     check(found, death)
 
 
