@@ -22,7 +22,13 @@ def test_defaults_are_stored(kube: Kube, namespace: str) -> None:
     adapter = kube.create(edited(lora_adapter(), {"spec.source": {"checkpoint": CHECKPOINT}}), namespace)["spec"]
 
     assert base["suspend"] is False
-    expected = {"strategy": "BlueGreen", "stragglers": "Block", "promotion": "Automatic", "maxParallelJobs": 4}
+    expected = {
+        "strategy": "BlueGreen",
+        "stragglers": "Block",
+        "promotion": "Automatic",
+        "maxParallelJobs": 4,
+        "adaptersPerJob": 4,
+    }
     assert base["upgrade"] == expected
     serving = {"replicas": 1, "maxModelLen": 2048, "maxBatchTokens": 2048, "poolMemory": "4Gi", "maxRank": 64}
     others = {"tensorParallel": 1, "dtype": "Auto", "pod": {}}
