@@ -20,7 +20,7 @@ from itertools import islice, product
 from pathlib import Path
 
 import torch
-from strategies import WAYS, Contest, Trial, timed_once
+from strategies import MAX_STEPS, WAYS, Contest, Trial, timed_once
 from study_bases import ADAPTER_STEPS, INTENTS, SPELLED, Shelf, alone, metric_of, move_of, read_study_adapter
 from study_charts import plot_study
 from study_rows import MARGIN, Case, Row, read_rows, write_row
@@ -32,6 +32,7 @@ from readapt_runtime.progress import JsonLog, Log
 STUDIED = ("mild", "strong", "harder")
 REAL_TASKS = (INTENTS, "arc_easy", f"{INTENTS}{SPELLED}")
 GENERATED_TASKS = ("parcels", "shifts", f"parcels{SPELLED}")
+SMALL_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Plan:
     parts: int = 1
     """Of so many processes this one goes through every so manieth case, from the ``part``-th on."""
     adapter_steps: int = ADAPTER_STEPS
+    max_steps: int = MAX_STEPS
 
     def cases(self) -> Iterator[Case]:
         """The move outermost: its bases are loaded once."""
@@ -77,8 +79,9 @@ class Study:
         stores = self._out / ".store" / move
         metric = metric_of(task)
         drift = {} if copy_alone else {"drift": self._drift_seconds(move)}
+        spare, steps = self._shelf.spare(task, splits), self._plan.max_steps
         contest = Contest(
-            Trial(said, self._move(move), adapter, splits, seed, MARGIN, metric, self._shelf.spare(task, splits)),
+            Trial(said, self._move(move), adapter, splits, seed, MARGIN, metric, spare, steps),
             pair=stores / "pair",
             folder=stores / f"{task}-{size}-{seed}",
             log=self._log,
@@ -105,6 +108,7 @@ class Study:
         """CPU seconds of measuring it once more, the first time that a study asks."""
         file = self._out / ".store" / f"{move}-drift.s"
         file.parent.mkdir(parents=True, exist_ok=True)
+        self._shelf.moved(move)
         with alone(file.with_suffix(".lock")):
             return timed_once(file, lambda: self._shelf.measure_drift(move, self._log))[1]
 
@@ -122,7 +126,7 @@ def main() -> int:
     tasks = arguments.tasks or list(REAL_TASKS if arguments.data else GENERATED_TASKS)
     plan = Plan(arguments.moves, tasks, arguments.sizes, arguments.seeds, arguments.ways, *arguments.part)
     if arguments.small:
-        plan = replace(plan, moves=["harder"], tasks=tasks[:1], sizes=[200], seeds=3)
+        plan = replace(plan, moves=["harder"], tasks=tasks[:1], sizes=[200], seeds=3, max_steps=SMALL_STEPS)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "log.jsonl").open("a", encoding="utf-8") as stream:
         study = Study(plan, Shelf(arguments.data, say), arguments.out, JsonLog(stream))
@@ -144,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", nargs="+", type=int, default=[200, 1000], help="training examples to repair with")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--small", action="store_true", help="one move, one task, 200 examples, three seeds")
+    parser.add_argument(
+        "--small", action="store_true", help=f"one move, one task, 200 examples, three seeds, {SMALL_STEPS} steps"
+    )
     parser.add_argument(
         "--part", type=_part, default=(1, 1), metavar="I/N", help="this process is the I-th of N that share the cases"
     )

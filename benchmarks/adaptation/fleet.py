@@ -27,17 +27,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cases import Plan, Study, say
+from cases import SMALL_STEPS, Plan, Study, say
 from fleet_jobs import Job, Jobs, differing, publish_adapter, publish_move
 from intervals import mean_with_interval
 from stopwatch import Stopwatch
-from strategies import CONFIDENCE
+from strategies import CONFIDENCE, MAX_STEPS
 from study_bases import INTENTS, MOVES, RANK, Shelf, write_examples
 from study_rows import MARGIN, Case, Row, read_rows
 from tabular import markdown
 
 from readapt_api.artifacts import ArtifactKind
-from readapt_api.jobs import AdaptItem, AdaptRequest, GateSettings
+from readapt_api.jobs import AdaptationSettings, AdaptItem, AdaptRequest, GateSettings
 from readapt_runtime.adapt.base import fix_threads
 from readapt_runtime.progress import JsonLog, Log
 from readapt_runtime.store import Store
@@ -72,22 +72,23 @@ class Published:
             shutil.rmtree(root, ignore_errors=True)
             store, cases = Store(root), list(plan.cases())
             move, drift, seconds = publish_move(store, shelf.v1(), shelf.moved(cases[0][0]), log)
-            items = tuple(_item(store, move.old_base, shelf, case, plan.adapter_steps) for case in cases)
+            items = tuple(_item(store, move.old_base, shelf, case, plan) for case in cases)
             request = AdaptRequest(old_base=move.old_base, new_base=move.new_base, drift=drift, items=items)
             file.write_text(json.dumps({"request": request.to_wire(), "drift": seconds}), encoding="utf-8")
         found = json.loads(file.read_text(encoding="utf-8"))
         return cls(AdaptRequest.model_validate(found["request"]), found["drift"])
 
 
-def _item(store: Store, base: str, shelf: Shelf, case: Case, adapter_steps: int) -> AdaptItem:
+def _item(store: Store, base: str, shelf: Shelf, case: Case, plan: FleetPlan) -> AdaptItem:
     _, task, size, seed = case
     with store.stage() as folder:
         write_examples(folder, shelf.examples(task, size, seed))
         data = store.publish(ArtifactKind.DATA, folder).digest
     return AdaptItem(
         name=f"{task.replace('+', '-')}-{seed}",
-        reference=publish_adapter(store, shelf.adapter(task, seed, adapter_steps), base, RANK),
+        reference=publish_adapter(store, shelf.adapter(task, seed, plan.adapter_steps), base, RANK),
         data=data,
+        adaptation=AdaptationSettings(max_steps=plan.max_steps),
         gate=GateSettings(max_regression=str(MARGIN), confidence=str(CONFIDENCE)),
     )
 
@@ -166,7 +167,8 @@ def main() -> int:
         seeds=0,
         ways=(TUNED,),
         adapter_steps=arguments.adapter_steps,
-        adapters=arguments.adapters,
+        max_steps=SMALL_STEPS if arguments.small else MAX_STEPS,
+        adapters=2 if arguments.small else arguments.adapters,
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "log.jsonl").open("a", encoding="utf-8") as stream:
@@ -210,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--move", default="harder", choices=sorted(MOVES))
     parser.add_argument("--size", type=int, default=200, help="training examples to repair with")
     parser.add_argument("--adapters", type=int, default=8)
+    parser.add_argument("--small", action="store_true", help=f"two adapters, at most {SMALL_STEPS} steps to repair one")
     parser.add_argument("--adapter-steps", type=int, default=60, help="that the old adapters are trained for")
     return parser
 
