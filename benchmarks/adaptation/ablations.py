@@ -127,7 +127,7 @@ def grade(base: LoadedBase, ground: Ground, adapter: LoraAdapter) -> tuple[float
     """Accuracy, and nats per token of the right completion, on the stopping examples."""
     examples, choices = ground.splits.stopping, ground.splits.choices
     right = torch.tensor([choices.index(example.completion) for example in examples])
-    with attached(base.model, side_factors(adapter, base.dtype)):
+    with attached(base.model, side_factors(adapter, base)):
         scores = choice_scores(base, prepare(base, [example.prompt for example in examples], choices))
     hits = (scores.argmax(1) == right).double().mean()
     return float(hits), float(-scores[torch.arange(len(right)), right].mean())
@@ -192,7 +192,7 @@ class Grounds:
 def ground_of(move: Move, adapter: LoraAdapter, splits: Splits, seed: int, store: Store, log: Log) -> Ground:
     """With the yardstick and the replay text of the move, which ``store`` keeps."""
     yardstick, new = cached_yardstick(store, move.old, move.new), move.new
-    with attached(new.model, side_factors(adapter, new.dtype)):
+    with attached(new.model, side_factors(adapter, new)):
         of_copy = retention(yardstick, text_losses(new, yardstick.tokens))
     return Ground(move, adapter, splits, seed, yardstick, cached_replay(store, new).tokens, of_copy, (), log)
 

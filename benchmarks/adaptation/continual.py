@@ -113,7 +113,7 @@ class Bench:
 
     def ask(self, adapter: LoraAdapter, asked: Sequence[Task], known: Sequence[Task]) -> list[float]:
         """Accuracy on each of ``asked``, among the classes of all ``known`` tasks."""
-        hung = attached(self.base.model, side_factors(adapter, self.base.dtype))
+        hung = attached(self.base.model, side_factors(adapter, self.base))
         return accuracies(self.base, hung, asked, known)
 
     def answering(self, task: Task) -> Lesson:

@@ -39,7 +39,7 @@ class Scalars:
 
     def __init__(self, base: LoadedBase, adapter: LoraAdapter, drift: Mapping[str, LowRank], groups: int) -> None:
         self._base, self._adapter = base, adapter
-        self._factors = SideBySide(adapter, drift, base.dtype).factors
+        self._factors = SideBySide(adapter, drift, base).factors
         self._layers = 1 + max(map(layer_of, adapter.modules))
         self.values = torch.tensor([[COPY.alpha, COPY.beta]] * groups, requires_grad=True)
 

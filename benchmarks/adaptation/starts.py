@@ -54,7 +54,7 @@ class Ground:
         return Meter(self.move.new, rows, self.yardstick, MIN_RETENTION, self.of_copy)
 
     def side(self, adapter: LoraAdapter) -> Mapping[str, SideFactors]:
-        return side_factors(adapter, self.move.new.dtype)
+        return side_factors(adapter, self.move.new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def searched_from_transport(ground: Ground) -> Start:
 
 def try_points(ground: Ground, points: Sequence[Point]) -> Start:
     """The first point is Copy."""
-    meter, side = ground.meter(), SideBySide(ground.adapter, ground.move.drift, ground.move.new.dtype)
+    meter, side = ground.meter(), SideBySide(ground.adapter, ground.move.drift, ground.move.new)
     return settle(ground, ground.adapter, meter, [Trial((p,), _measure(meter, side, p)) for p in points])
 
 
@@ -135,7 +135,7 @@ def layer_of(module: str) -> int:
 
 
 def _search(ground: Ground, adapter: LoraAdapter) -> Start:
-    meter, side = ground.meter(), SideBySide(adapter, ground.move.drift, ground.move.new.dtype)
+    meter, side = ground.meter(), SideBySide(adapter, ground.move.drift, ground.move.new)
     found = search(lambda point: _measure(meter, side, point), TRIALS, ground.seed)
     return settle(ground, adapter, meter, [Trial((m.point,), m) for m in found])
 

@@ -177,7 +177,7 @@ class Contest:
         new, yardstick = self.case.move.new, self.shared.yardstick
         if yardstick is None or not yardstick.measurable:
             return None
-        with attached(new.model, side_factors(adapter, new.dtype)):
+        with attached(new.model, side_factors(adapter, new)):
             found = retention(yardstick, text_losses(new, yardstick.tokens))
         return None if found is None else found.value
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from readapt_api.errors import Terminal
@@ -19,6 +21,18 @@ def choose_device(wanted: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadDevice(f"--device {wanted}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def choose_repeatable(wanted: str) -> torch.device:
+    """As ``choose_device``; on a GPU equal inputs then give equal numbers, as far as torch has such kernels.
+
+    To be called before anything runs on a GPU. Raises BadDevice.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    device = choose_device(wanted)
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
     return device
 
 

@@ -42,7 +42,7 @@ def test_gradients_are_those_of_what_the_search_measures(ground: Ground) -> None
     scalars = Scalars(ground.move.new, ground.adapter, drift, groups=1)
     losses, downwards = scalars.answer_gradient(meter.rows)
     text, upwards = scalars.retention_gradient(meter.part)
-    side = SideBySide(ground.adapter, drift, ground.move.new.dtype)
+    side = SideBySide(ground.adapter, drift, ground.move.new)
 
     def measured(point: Point) -> tuple[float, float]:
         side.move_to(point)

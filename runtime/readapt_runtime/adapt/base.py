@@ -2,7 +2,7 @@
 
 In: a Base artifact's folder. Out: ``LoadedBase``. Eager attention, because flash attention on CPU takes a third of a
 training step at these lengths and cannot take the masks of the scoring; bf16 only where the checkpoint is bf16 and
-the processor multiplies it natively.
+the processor multiplies it natively, or on a GPU.
 """
 
 from __future__ import annotations
@@ -47,6 +47,16 @@ class LoadedBase:
         return self.model.dtype
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes. Adapters and whatever is read from or written to files stay on the CPU."""
+        return self.model.device
+
+    @property
+    def arithmetic(self) -> str:
+        """Number format, and on a GPU which one: what equal inputs need to give equal numbers."""
+        return str(self.dtype) if self.device.type == "cpu" else f"{self.dtype} on {device_name(self.device)}"
+
+    @property
     def eos(self) -> int:
         """The token that ends an answer."""
         eos = self.tokenizer.eos_token_id
@@ -64,10 +74,13 @@ class LoadedBase:
         """Logits [batch, last, vocab] of the last positions, in the model's dtype.
 
         ``tokens`` and ``positions`` [batch, length] int64; ``allowed`` [batch, length, length] bool: may query i
-        attend to key j. Every row must allow at least one key. A mask of one's own leaves a sliding window out, so
-        positions stay below ``max_tokens``.
+        attend to key j; wherever they are, the logits are on the base's device. Every row must allow at least one key.
+        A mask of one's own leaves a sliding window out, so positions stay below ``max_tokens``.
         """
-        mask = torch.zeros(allowed.shape, dtype=self.dtype).masked_fill(~allowed, torch.finfo(self.dtype).min)
+        tokens, positions, allowed = (each.to(self.device) for each in (tokens, positions, allowed))
+        mask = torch.zeros(allowed.shape, dtype=self.dtype, device=self.device).masked_fill(
+            ~allowed, torch.finfo(self.dtype).min
+        )
         hidden = self.model.base_model(
             input_ids=tokens, position_ids=positions, attention_mask=mask[:, None], use_cache=False
         ).last_hidden_state
@@ -92,8 +105,12 @@ def fix_threads() -> int:
     return threads
 
 
-def load_base(folder: Path, digest: Digest, dtype: torch.dtype | None = None) -> LoadedBase:
+def load_base(
+    folder: Path, digest: Digest, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> LoadedBase:
     """Loads the model and tokenizer of a folder of safetensors; ``dtype`` None chooses as the module says.
+
+    ``device`` None is the CPU.
 
     Raises UnsupportedModel, BadTokenizer and BadWeights for what serving and ``fetch`` refuse too, Terminal when
     transformers cannot make a causal language model of it all the same.
@@ -110,7 +127,7 @@ def load_base(folder: Path, digest: Digest, dtype: torch.dtype | None = None) ->
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                dtype=dtype or _fitting_dtype(config.dtype),
+                dtype=dtype or _fitting_dtype(config.dtype, device),
                 attn_implementation="eager",
                 use_safetensors=True,
                 local_files_only=True,
@@ -120,6 +137,8 @@ def load_base(folder: Path, digest: Digest, dtype: torch.dtype | None = None) ->
         raise Terminal(f"{folder}: not a loadable causal language model: {error}"[:500]) from error
     model.train(False)
     model.requires_grad_(False)
+    if device is not None:
+        model.to(device)  # type: ignore[arg-type]
     return LoadedBase(digest, model, tokenizer, min(_LONGEST, served.longest), served.longest)
 
 
@@ -135,5 +154,11 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _fitting_dtype(stored: torch.dtype | None) -> torch.dtype:
-    return torch.bfloat16 if stored == torch.bfloat16 and multiplies_bf16() else torch.float32
+def device_name(device: torch.device) -> str:
+    """``NVIDIA H200``, or what torch calls the kind."""
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else device.type
+
+
+def _fitting_dtype(stored: torch.dtype | None, device: torch.device | None) -> torch.dtype:
+    native = multiplies_bf16() if device is None or device.type == "cpu" else True
+    return torch.bfloat16 if stored == torch.bfloat16 and native else torch.float32

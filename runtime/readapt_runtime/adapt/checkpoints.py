@@ -59,7 +59,7 @@ class Checkpoints:
         best = max((evaluation.score for evaluation in before), default=grade.value)
         kept, measured = None, self.of_copy is not None and grade.value >= min(best, target)
         if measured:
-            with attached(self.base.model, side_factors(adapter, self.base.dtype)):
+            with attached(self.base.model, side_factors(adapter, self.base)):
                 kept = retention(self.yardstick, text_losses(self.base, self.yardstick.tokens))
         feasible = self.of_copy is None or (measured and holds(kept, floor(self.min_retention, self.of_copy)))
         value = None if kept is None else kept.value

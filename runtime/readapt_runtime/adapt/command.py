@@ -79,6 +79,7 @@ def adapt(
     learning_rate: Annotated[str, decimal_option("Of tuning.", LEARNING_RATE)] = "2e-4",
     batch_size: Annotated[int, whole_option("Examples of one step of tuning.", BATCH_SIZE)] = 8,
     confidence: Annotated[str, decimal_option("Of the gate.", CONFIDENCE)] = "0.95",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Carry a LoRA adapter from one version of its base to another, and prove that it is as good as before.
 
@@ -98,6 +99,7 @@ def adapt(
     """
     from readapt_api.jobs import AdaptationSettings, GateSettings
     from readapt_runtime.adapt.folders import Folders, adapt_folders
+    from readapt_runtime.device import choose_repeatable
 
     result = adapt_folders(
         Folders(old_base, new_base, adapter, train, validation, test, inputs, out),
@@ -116,5 +118,6 @@ def adapt(
             confidence=confidence,
             max_samples=max_samples,
         ),
+        choose_repeatable(device),
     )
     sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")

@@ -36,7 +36,7 @@ class Pair:
 
     def answer(self, form: Form, examples: Sequence[Example]) -> list[Answer]:
         """One answer per example."""
-        factors = {} if self.adapter is None else side_factors(self.adapter, self.base.dtype)
+        factors = {} if self.adapter is None else side_factors(self.adapter, self.base)
         with attached(self.base.model, factors):
             return list(form.ask(self.base, examples))
 
@@ -59,7 +59,7 @@ class AnswerCache:
         """``variant`` names the pair, ``part`` the list of questions that follows from the data."""
         document = {"kind": "answers", "metric": METRIC_VERSION, "variant": variant, "base": base.digest}
         question = {"data": data, "part": part, "form": form.name}
-        return cls(store, digest_of({**document, "dtype": str(base.dtype), **question}))
+        return cls(store, digest_of({**document, "dtype": base.arithmetic, **question}))
 
     def load(self) -> tuple[Answer, ...]:
         found = self.store.read_result(self.key, Answers)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.errors import Misfit
 from readapt_runtime.lora_format import LoraAdapter
 
@@ -80,13 +81,13 @@ class _Beside:
         return output + self.side(inputs[0])
 
 
-def side_factors(adapter: LoraAdapter, dtype: torch.dtype) -> dict[str, SideFactors]:
-    """The adapter's modules, frozen, ready to be attached to a model of ``dtype``."""
+def side_factors(adapter: LoraAdapter, base: LoadedBase) -> dict[str, SideFactors]:
+    """The adapter's modules, frozen, ready to be attached to ``base``."""
     return {
         name: SideFactors(
-            a=module.a.detach().to(dtype),
-            b=module.b.detach().to(dtype),
-            scale=torch.full((module.rank,), module.scale),
+            a=module.a.detach().to(base.device, base.dtype),
+            b=module.b.detach().to(base.device, base.dtype),
+            scale=torch.full((module.rank,), module.scale, device=base.device),
         )
         for name, module in adapter.modules.items()
     }

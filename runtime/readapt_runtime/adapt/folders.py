@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from readapt_api.adaptation import UNGATED_POLICIES, UNGATED_RULE, GateMode
 from readapt_api.artifacts import Origin
 from readapt_api.conditions import GATE_SKIPPED
@@ -55,7 +57,9 @@ class Folders:
         return [file for file in files if file is not None]
 
 
-def adapt_folders(folders: Folders, adaptation: AdaptationSettings, gate: GateSettings) -> dict[str, object]:
+def adapt_folders(
+    folders: Folders, adaptation: AdaptationSettings, gate: GateSettings, device: torch.device
+) -> dict[str, object]:
     """Climbs the ladder and returns what to print. Raises BadOut and the Terminal errors of the inputs."""
     begin = time.monotonic()
     make_out(folders.out)
@@ -66,7 +70,8 @@ def adapt_folders(folders: Folders, adaptation: AdaptationSettings, gate: GateSe
     fix_threads()
     progress = folders.out / PROGRESS
     with ConsoleLog() as log:
-        old, new = (load_base(folder, digest_path(folder)) for folder in (folders.old_base, folders.new_base))
+        bases = (folders.old_base, folders.new_base)
+        old, new = (load_base(folder, digest_path(folder), device=device) for folder in bases)
         log.progress(0.0, "measuring the drift of the base")
         drift = progress / "drift"
         measure(folders.old_base, folders.new_base, drift, log)

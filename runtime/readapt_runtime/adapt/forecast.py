@@ -35,7 +35,7 @@ def few(examples: Sequence[Example]) -> list[Example]:
 
 def losses(pair: Pair, examples: Sequence[Example]) -> Tensor:
     """[examples] nats per token of the right answers."""
-    factors = {} if pair.adapter is None else side_factors(pair.adapter, pair.base.dtype)
+    factors = {} if pair.adapter is None else side_factors(pair.adapter, pair.base)
     with attached(pair.base.model, factors):
         return mean_losses(pair.base, encode(pair.base, examples))
 

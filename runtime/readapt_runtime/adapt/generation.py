@@ -36,10 +36,11 @@ def complete(base: LoadedBase, prompts: Sequence[str], limit: int) -> list[str]:
 def _continue(base: LoadedBase, rows: Sequence[list[int]], limit: int) -> list[list[int]]:
     """Ids after each row, without the one that ends an answer."""
     longest = max(map(len, rows))
-    tokens = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
-    valid = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
+    device = base.device
+    tokens = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+    valid = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows], device=device)
     positions, cache = positions_of(valid), None
-    alive, drawn = torch.ones(len(rows), dtype=torch.bool), []
+    alive, drawn = torch.ones(len(rows), dtype=torch.bool, device=device), []
     for _ in range(limit):
         output = base.model(
             input_ids=tokens,

@@ -68,8 +68,10 @@ class Stream:
     def _begin(self, rows: Sequence[Sequence[int]]) -> _Batch:
         """What the model hands to its first layer."""
         longest = max(len(row) for row in rows)
-        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-        valid = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows])
+        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self._base.device)
+        valid = torch.tensor(
+            [[True] * len(row) + [False] * (longest - len(row)) for row in rows], device=self._base.device
+        )
         caught: list[_Batch] = []
 
         def catch(_layer: nn.Module, args: tuple[Tensor, ...], arguments: dict[str, Any]) -> None:

@@ -125,7 +125,7 @@ class Relora:
 
     def _search(self) -> tuple[list[Measured], Measured]:
         shares = iter(0.2 + 0.2 * n / self.settings.trials for n in range(self.settings.trials))
-        side = SideBySide(self.adapter, self.drift, self.base.dtype)
+        side = SideBySide(self.adapter, self.drift, self.base)
 
         def evaluate(point: Point) -> Measured:
             self.log.progress(next(shares), "searching for a starting point")
@@ -146,7 +146,7 @@ class Relora:
         return measured
 
     def _side(self, adapter: LoraAdapter) -> Mapping[str, SideFactors]:
-        return side_factors(adapter, self.base.dtype)
+        return side_factors(adapter, self.base)
 
     def _measure(self, point: Point, factors: Mapping[str, SideFactors]) -> Measured:
         found = self._meter.measure(point, factors)

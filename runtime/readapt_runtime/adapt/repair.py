@@ -161,7 +161,7 @@ class _Climb:
         new = self.move.new
         if not yardstick.measurable:
             return None
-        with attached(new.model, side_factors(self.item.adapter, new.dtype)):
+        with attached(new.model, side_factors(self.item.adapter, new)):
             return retention(yardstick, text_losses(new, yardstick.tokens))
 
     def _old(self, examples: tuple[Example, ...], measure: Measure, part: str) -> AnswerStream:

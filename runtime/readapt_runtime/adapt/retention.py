@@ -126,7 +126,7 @@ def holds(measured: Retention | None, least: float | None) -> bool:
 
 def cached_yardstick(store: Store, old: LoadedBase, new: LoadedBase, seed: int = SEED) -> Yardstick:
     """The yardstick of a pair of bases out of the store, else made and put there."""
-    pair = {"old": old.digest, "new": new.digest, "dtype": str(new.dtype)}
+    pair = {"old": old.digest, "new": new.digest, "dtype": new.arithmetic}
     key = digest_of({"kind": "retention", "version": _VERSION, "seed": seed, **pair})
     found = store.read_result(key, Yardstick)
     if found is None:
@@ -140,7 +140,7 @@ def cached_yardstick(store: Store, old: LoadedBase, new: LoadedBase, seed: int =
 
 def cached_replay(store: Store, new: LoadedBase, seed: int = SEED + 1) -> ReplayText:
     """The replay text of a new base out of the store, else drawn and put there."""
-    key = digest_of({"kind": "replay", "version": _VERSION, "new": new.digest, "dtype": str(new.dtype), "seed": seed})
+    key = digest_of({"kind": "replay", "version": _VERSION, "new": new.digest, "dtype": new.arithmetic, "seed": seed})
     found = store.read_result(key, ReplayText)
     if found is None:
         drawn = sample(new, _REPLAY_SEQUENCES, _REPLAY_TOKENS, seed)
@@ -167,24 +167,26 @@ def make_yardstick(
 
 @torch.inference_mode()
 def sample(base: LoadedBase, sequences: int, length: int, seed: int) -> Tensor:
-    """[sequences, length] ids drawn at temperature 1, each from the start token on; EOS does not end a sequence."""
+    """[sequences, length] ids on the CPU, drawn at temperature 1 from the start token on; EOS ends no sequence."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.full((sequences, 1), base.start, dtype=torch.long)
+    tokens = torch.full((sequences, 1), base.start, dtype=torch.long, device=base.device)
     drawn, cache = [], None
     for _ in range(length):
         output = base.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
-        tokens = _draw(output.logits[:, -1].float(), generator)
-        drawn.append(tokens)
+        chosen = _draw(output.logits[:, -1].float(), generator)
+        drawn.append(chosen)
+        tokens = chosen.to(base.device)
     return torch.cat(drawn, dim=1)
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """[rows, vocab] -> [rows, 1] ids at temperature 1, by inverting the distribution function.
+    """[rows, vocab] -> [rows, 1] ids at temperature 1, on the CPU, by inverting the distribution function.
 
-    One random number per row: torch.multinomial draws one per vocabulary entry and takes longer than the model.
+    One random number per row: torch.multinomial draws one per vocabulary entry and takes longer than the model. A sum
+    along a row has no order that a GPU keeps to.
     """
-    cumulated = logits.softmax(-1).cumsum(-1)
+    cumulated = logits.softmax(-1).cpu().cumsum(-1)
     point = torch.rand(logits.shape[0], 1, generator=generator) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, point, right=True).clamp_max(logits.shape[-1] - 1)
 
@@ -200,8 +202,8 @@ def text_losses(base: LoadedBase, rows: Sequence[Sequence[int]]) -> list[float]:
 
 def text_loss(base: LoadedBase, rows: Sequence[Sequence[int]]) -> Tensor:
     """[rows] mean nats per token, in one pass, with gradient."""
-    targets = torch.tensor([list(row) for row in rows])
-    starts = torch.full((targets.shape[0], 1), base.start)
+    targets = torch.tensor([list(row) for row in rows], device=base.device)
+    starts = torch.full((targets.shape[0], 1), base.start, device=base.device)
     logits = base.model(input_ids=torch.cat([starts, targets[:, :-1]], dim=1), use_cache=False).logits
     return token_losses(logits, targets).mean(1)
 

@@ -87,7 +87,7 @@ class Candidates:
             magnitudes = self.journal.once("magnitudes", _MAGNITUDES, fit)
             fitted = learned.with_magnitudes(magnitudes)
             adapter = fold(fitted, item.adapter.rank).adapter
-            with attached(new.model, side_factors(adapter, new.dtype)):
+            with attached(new.model, side_factors(adapter, new)):
                 kept = retention(self.yardstick, text_losses(new, self.yardstick.tokens))
         gains = gains_of(learned, fitted)
         return Candidate(adapter, kept, {"gainLeast": min(gains), "gainMost": max(gains)}, learned=fitted)
@@ -116,7 +116,7 @@ class Candidates:
 
     def _loss(self, adapter: LoraAdapter, rows: Sequence[Encoded]) -> float:
         new = self.move.new
-        with attached(new.model, side_factors(adapter, new.dtype)):
+        with attached(new.model, side_factors(adapter, new)):
             return float(mean_losses(new, rows).mean())
 
     def _find(self, log: Log, first: bool) -> Candidate:

@@ -87,27 +87,29 @@ def grow(tails: Sequence[tuple[int, ...]]) -> Trie:
 
 @torch.inference_mode()
 def choice_scores(base: LoadedBase, questions: Sequence[Question]) -> Tensor:
-    """[questions, choices] fp64 length-normalised log-likelihoods, for whatever is attached to the base now."""
+    """[questions, choices] fp64 length-normalised log-likelihoods on the CPU, for whatever is attached now."""
     found = torch.empty(len(questions), len(questions[0].trie.reads), dtype=torch.float64)
     lengths = [len(q.context) + len(q.trie.tokens) for q in questions]
     for batch in batches(lengths, [1 + len(q.trie.tokens) for q in questions]):
-        found[batch] = scores(base, [questions[i] for i in batch])
+        found[batch] = scores(base, [questions[i] for i in batch]).cpu()
     return found
 
 
 def scores(base: LoadedBase, questions: Sequence[Question]) -> Tensor:
-    """[questions, choices] fp64, the same in one forward pass and with gradient; equally many choices each."""
+    """The same in one forward pass, with gradient, on the base's device; equally many choices each."""
     rows = _log_probabilities(base, questions)
     return torch.stack([_look_up(row, q.trie) for row, q in zip(rows, questions, strict=True)])
 
 
 def _look_up(row: Tensor, trie: Trie) -> Tensor:
     """[1 + nodes, vocab] log-probabilities -> [choices] mean over each choice's tokens."""
-    nodes = torch.tensor([node for read in trie.reads for node, _ in read])
-    tokens = torch.tensor([token for read in trie.reads for _, token in read])
-    owner = torch.tensor([i for i, read in enumerate(trie.reads) for _ in read])
-    totals = torch.zeros(len(trie.reads), dtype=torch.float64).index_add_(0, owner, row[nodes, tokens].double())
-    return totals / torch.tensor([len(read) for read in trie.reads])
+    device = row.device
+    nodes = torch.tensor([node for read in trie.reads for node, _ in read], device=device)
+    tokens = torch.tensor([token for read in trie.reads for _, token in read], device=device)
+    owner = torch.tensor([i for i, read in enumerate(trie.reads) for _ in read], device=device)
+    totals = torch.zeros(len(trie.reads), dtype=torch.float64, device=device)
+    totals = totals.index_add_(0, owner, row[nodes, tokens].double())
+    return totals / torch.tensor([len(read) for read in trie.reads], device=device)
 
 
 def _log_probabilities(base: LoadedBase, questions: Sequence[Question]) -> Iterator[Tensor]:

@@ -19,6 +19,7 @@ import optuna
 import torch
 from torch import Tensor
 
+from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.errors import Diverged
 from readapt_runtime.adapt.factors import SideFactors
 from readapt_runtime.lora_format import LoraAdapter, LoraModule
@@ -71,15 +72,18 @@ class Measured:
 class SideBySide:
     """The adapter and the drift of its modules as one set of factors whose scalars can be set in place."""
 
-    def __init__(self, adapter: LoraAdapter, drift: Mapping[str, LowRank], dtype: torch.dtype) -> None:
+    def __init__(self, adapter: LoraAdapter, drift: Mapping[str, LowRank], base: LoadedBase) -> None:
+        def put(factor: Tensor) -> Tensor:
+            return factor.to(base.device, base.dtype)
+
         self._adapter = adapter
         self.factors: dict[str, SideFactors] = {}
         for name, module in adapter.modules.items():
-            a, b = module.a.to(dtype), module.b.to(dtype)
+            a, b = put(module.a), put(module.b)
             if name in drift:
-                a = torch.cat([a, drift[name].right.to(dtype)], dim=0)
-                b = torch.cat([b, drift[name].left.to(dtype)], dim=1)
-            self.factors[name] = SideFactors(a, b, torch.zeros(a.shape[0]))
+                a = torch.cat([a, put(drift[name].right)], dim=0)
+                b = torch.cat([b, put(drift[name].left)], dim=1)
+            self.factors[name] = SideFactors(a, b, torch.zeros(a.shape[0], device=base.device))
 
     def move_to(self, point: Point) -> None:
         for name, module in self._adapter.modules.items():

@@ -136,7 +136,7 @@ def _measure(base: LoadedBase, adapter: LoraAdapter, rows: Sequence[Encoded]) ->
 
 
 def _losses(base: LoadedBase, adapter: LoraAdapter, rows: Sequence[Encoded]) -> Tensor:
-    with attached(base.model, side_factors(adapter, base.dtype)):
+    with attached(base.model, side_factors(adapter, base)):
         return mean_losses(base, rows)
 
 

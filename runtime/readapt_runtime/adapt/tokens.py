@@ -74,16 +74,17 @@ def batches(lengths: Sequence[int], reads: Sequence[int]) -> Iterator[list[int]]
 
 
 def answer_losses(base: LoadedBase, rows: Sequence[Encoded]) -> Tensor:
-    """[rows] mean negative log-likelihood per answer token (EOS included) in nats, fp32; one forward pass."""
+    """[rows] mean negative log-likelihood per answer token (EOS included) in nats, fp32, on the base's device."""
     longest = max(len(r.ids) for r in rows)
     answer = max(len(r.ids) - r.context for r in rows)
     tokens = torch.tensor([(0,) * (longest - len(r.ids)) + r.ids for r in rows])
     valid = torch.tensor([[False] * (longest - len(r.ids)) + [True] * len(r.ids) for r in rows])
     logits = base.logits(tokens, positions_of(valid), causal(valid), last=answer + 1)[:, :-1]
-    targets = tokens[:, -answer:]
-    counted = torch.tensor([[i >= answer - (len(r.ids) - r.context) for i in range(answer)] for r in rows])
-    losses = token_losses(logits, targets) * counted
-    return losses.sum(1) / counted.sum(1)
+    targets = tokens[:, -answer:].to(base.device)
+    counted = [[i >= answer - (len(r.ids) - r.context) for i in range(answer)] for r in rows]
+    mask = torch.tensor(counted, device=base.device)
+    losses = token_losses(logits, targets) * mask
+    return losses.sum(1) / mask.sum(1)
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -108,8 +109,8 @@ def causal(valid: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def mean_losses(base: LoadedBase, rows: Sequence[Encoded]) -> Tensor:
-    """[rows] fp64 answer losses of all rows, in their order, without gradient."""
+    """[rows] fp64 answer losses of all rows, in their order, without gradient, on the CPU."""
     losses = torch.empty(len(rows), dtype=torch.float64)
     for batch in batches([len(r.ids) for r in rows], [len(r.ids) - r.context + 1 for r in rows]):
-        losses[batch] = answer_losses(base, [rows[i] for i in batch]).double()
+        losses[batch] = answer_losses(base, [rows[i] for i in batch]).double().cpu()
     return losses

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from readapt_runtime.adapt.anchor import Anchor
+from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.factors import SideFactors
 from readapt_runtime.lora_format import LoraAdapter, LoraModule
 
@@ -77,11 +78,12 @@ class Descent:
         self._schedule.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every leaf with its two moments; only after the first step, no copies."""
+        """Every leaf with its two moments, on the CPU; only after the first step, copied only from a GPU."""
         found: dict[str, Tensor] = {}
         for name, leaf in self._leaves.items():
             state = self._optimizer.state[leaf]
-            found |= zip(_keys(name), (leaf.detach(), *(state[moment] for moment in _MOMENTS)), strict=True)
+            values = (leaf.detach(), *(state[moment] for moment in _MOMENTS))
+            found |= zip(_keys(name), (value.cpu() for value in values), strict=True)
         return found
 
     def _restore(self, saved: Saved) -> None:
@@ -102,10 +104,12 @@ def _keys(leaf: str) -> tuple[str, ...]:
 class Training:
     """An adapter that is being trained."""
 
-    def __init__(self, start: LoraAdapter, rate: float, pace: Pace, seed: int, saved: Saved | None = None) -> None:
+    def __init__(
+        self, start: LoraAdapter, base: LoadedBase, rate: float, pace: Pace, seed: int, saved: Saved | None = None
+    ) -> None:
         """From ``start``, or from where ``saved`` was; ``start`` is what the anchor holds to either way."""
         self._start = start
-        self.factors = trainable(start, seed)
+        self.factors = trainable(start, base, seed)
         self._anchor = Anchor(self.factors)
         self._descent = Descent([Group(leaves_of(self.factors), rate)], pace, saved)
 
@@ -122,7 +126,7 @@ class Training:
         return snapshot(self.factors, self._start)
 
     def tensors(self) -> dict[str, Tensor]:
-        """From which a later run goes on; only after the first step, no copies."""
+        """See ``Descent.tensors``."""
         return self._descent.tensors()
 
 
@@ -132,13 +136,17 @@ def leaves_of(factors: Mapping[str, SideFactors]) -> dict[str, Tensor]:
 
 
 def snapshot(factors: Mapping[str, SideFactors], start: LoraAdapter) -> LoraAdapter:
-    """Copies of the factors, with the scales of the adapter that they started as."""
-    sides = ((name, side.a.detach().clone(), side.b.detach().clone()) for name, side in factors.items())
+    """Copies of the factors on the CPU, with the scales of the adapter that they started as."""
+    sides = ((name, _on_cpu(side.a), _on_cpu(side.b)) for name, side in factors.items())
     return LoraAdapter({name: LoraModule(name, a, b, start.modules[name].scale) for name, a, b in sides})
 
 
-def trainable(adapter: LoraAdapter, seed: int) -> dict[str, SideFactors]:
-    """The adapter's factors as fp32 leaves with gradients.
+def _on_cpu(factor: Tensor) -> Tensor:
+    return factor.detach().to("cpu", copy=True)
+
+
+def trainable(adapter: LoraAdapter, base: LoadedBase, seed: int) -> dict[str, SideFactors]:
+    """The adapter's factors as fp32 leaves with gradients, on the device of ``base``.
 
     A direction whose product is zero on both sides would never learn: its row of A starts at random (PEFT's uniform
     distribution, within ±1/√in), its column of B at zero, so that the function does not change.
@@ -150,5 +158,7 @@ def trainable(adapter: LoraAdapter, seed: int) -> dict[str, SideFactors]:
         dead = (a.norm(dim=1) == 0) & (b.norm(dim=0) == 0)
         bound = 1 / math.sqrt(a.shape[1])
         a[dead] = torch.empty(int(dead.sum()), a.shape[1]).uniform_(-bound, bound, generator=generator)
-        factors[name] = SideFactors(a.requires_grad_(), b.requires_grad_(), torch.full((module.rank,), module.scale))
+        scale = torch.full((module.rank,), module.scale, device=base.device)
+        a, b = a.to(base.device), b.to(base.device)
+        factors[name] = SideFactors(a.requires_grad_(), b.requires_grad_(), scale)
     return factors

@@ -65,7 +65,7 @@ def transport(old: LoadedBase, new: LoadedBase, adapter: LoraAdapter, texts: Tex
     for layer in range(layers):
         log.progress(layer / layers, "transporting")
         modules = {n: m for n, m in adapter.modules.items() if n.startswith(f"model.layers.{layer}.")}
-        wanted = before.pass_layer(layer, side_factors(LoraAdapter(modules), old.dtype), outputs=modules)
+        wanted = before.pass_layer(layer, side_factors(LoraAdapter(modules), old), outputs=modules)
         read = free.pass_layer(layer, {}, inputs=modules)
         for stage in _STAGES:
             names = [f"model.layers.{layer}.{part}" for part in stage if f"model.layers.{layer}.{part}" in modules]
@@ -94,7 +94,7 @@ class _Metric:
     def of(cls, seen: Sequence[Tensor], read: Sequence[Tensor]) -> _Metric:
         gram = _gram(seen, seen)
         size = float(gram.diagonal().mean())
-        prior = torch.eye(gram.shape[0]) * max(RIDGE * size, torch.finfo(torch.float32).tiny)
+        prior = torch.eye(gram.shape[0], device=gram.device) * max(RIDGE * size, torch.finfo(torch.float32).tiny)
         if read:
             text = _gram(read, read)
             prior += TEXT_WEIGHT * text * (size / max(float(text.diagonal().mean()), torch.finfo(torch.float32).tiny))
@@ -104,13 +104,13 @@ class _Metric:
 def _solve(
     module: LoraModule, weight: Tensor, seen: Sequence[Tensor], wanted: Sequence[Tensor], metric: _Metric
 ) -> LoraModule:
-    """``weight`` [out, in]; ``seen`` and ``wanted`` [tokens, in] and [tokens, out], batch by batch."""
-    a, b = module.a.float(), module.b.float() * module.scale
+    """``weight`` [out, in]; ``seen`` and ``wanted`` [tokens, in] and [tokens, out], batch by batch, on its device."""
+    a, b = module.a.to(weight), module.b.to(weight) * module.scale
     target = _gram(wanted, seen) - weight @ metric.gram + b @ (a @ metric.prior)
     whitened = torch.linalg.solve_triangular(metric.root, target.T, upper=False).T
     found = decompose(whitened, module.rank, seed=zlib.crc32(module.name.encode())).factors(module.rank)
     right = torch.linalg.solve_triangular(metric.root.T, found.right.T, upper=True).T
-    return _balanced(module, found.left, right)
+    return _balanced(module, found.left.cpu(), right.cpu())
 
 
 def _balanced(module: LoraModule, left: Tensor, right: Tensor) -> LoraModule:
@@ -126,7 +126,7 @@ def _balanced(module: LoraModule, left: Tensor, right: Tensor) -> LoraModule:
 
 def _gram(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
     """Σ xᵀ y over batches, fp32."""
-    total = torch.zeros(x[0].shape[1], y[0].shape[1])
+    total = torch.zeros(x[0].shape[1], y[0].shape[1], device=x[0].device)
     for left, right in zip(x, y, strict=True):
         total.addmm_(left.float().T, right.float())
     return total
@@ -135,4 +135,4 @@ def _gram(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
 def _factors(
     solved: Mapping[str, LoraModule], modules: Mapping[str, LoraModule], base: LoadedBase
 ) -> dict[str, SideFactors]:
-    return side_factors(LoraAdapter({name: solved[name] for name in modules}), base.dtype)
+    return side_factors(LoraAdapter({name: solved[name] for name in modules}), base)

@@ -41,7 +41,7 @@ class Transport:
         """Where the two bases cut no prompt into the same tokens the adapter stays as it is."""
         texts = Texts(self._task(), [(self.new.start, *row) for row in self.replay()[:SEQUENCES]])
         found = transport(self.old, self.new, self.adapter, texts, self.log) if texts.task else self.adapter
-        with attached(self.new.model, side_factors(found, self.new.dtype)):
+        with attached(self.new.model, side_factors(found, self.new)):
             kept = retention(self.yardstick, text_losses(self.new, self.yardstick.tokens))
         facts: dict[str, object] = {"prompts": len(texts.task), "sequences": len(texts.free)}
         return Candidate(found, kept, facts, {**facts, "tokens": sum(map(len, texts.task))})

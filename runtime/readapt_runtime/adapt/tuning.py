@@ -199,7 +199,7 @@ def tune(
     With ``journal`` it goes on where an earlier run was, and leaves what a later one needs. Raises Diverged when the
     training loss is not finite.
     """
-    course = _open(journal, start, first, lessons, settings)
+    course = _open(journal, base, start, first, lessons, settings)
     losses = _steps(base, course.training, lessons, settings, done=len(course.losses))
     while not course.finished:
         course.losses.append(next(losses))
@@ -227,7 +227,12 @@ def _steps(base: LoadedBase, training: Training, lessons: Lessons, settings: Tun
 
 
 def _open(
-    journal: Journal | None, start: LoraAdapter, first: Evaluation, lessons: Lessons, settings: Tuning
+    journal: Journal | None,
+    base: LoadedBase,
+    start: LoraAdapter,
+    first: Evaluation,
+    lessons: Lessons,
+    settings: Tuning,
 ) -> _Course:
     """Where an earlier run was, or the beginning."""
     work = {"settings": asdict(settings), "examples": [asdict(e) for e in lessons.examples], "replay": lessons.replay}
@@ -236,7 +241,7 @@ def _open(
     def restore(document: object, tensors: Mapping[str, Tensor]) -> _Course:
         losses = tensors["losses"].tolist()
         saved = Saved(len(losses), tensors)
-        training = Training(start, settings.learning_rate, settings.pace, settings.seed, saved)
+        training = Training(start, base, settings.learning_rate, settings.pace, settings.seed, saved)
         course = _Course(name, settings, training, _CURVE.validate_python(document), losses, start)
         if course.best.step == len(losses):
             course.kept = training.adapter()
@@ -247,7 +252,7 @@ def _open(
     found = None if journal is None else journal.load(name, restore)
     if found is not None:
         return found
-    training = Training(start, settings.learning_rate, settings.pace, settings.seed)
+    training = Training(start, base, settings.learning_rate, settings.pace, settings.seed)
     return _Course(name, settings, training, [first], [], start)
 
 

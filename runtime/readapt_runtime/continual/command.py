@@ -26,6 +26,7 @@ def learn(
     max_steps: Annotated[int, whole_option("Of each task.", MAX_STEPS)] = 300,
     learning_rate: Annotated[str, decimal_option("Its peak.", LEARNING_RATE)] = "1e-3",
     batch_size: Annotated[int, whole_option("Examples of one step.", BATCH_SIZE)] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Learn task after task into one LoRA adapter, without the examples of earlier tasks (SD-LoRA).
 
@@ -35,12 +36,14 @@ def learn(
     Example: `readapt learn --base ./v1 --task cards=cards.jsonl --task transfers=transfers.jsonl --out ./support`
     """
     from readapt_runtime.continual.folders import learn_folders
+    from readapt_runtime.device import choose_repeatable
 
     result = learn_folders(
         base,
         task,
         out,
         max_rank,
+        choose_repeatable(device),
         rank=rank,
         max_steps=max_steps,
         learning_rate=learning_rate,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field, ValidationError
 
 from readapt_api.artifacts import Origin
@@ -52,7 +53,9 @@ class Lessons(Contract):
     magnitudes: Magnitudes = Magnitudes(blocks=())
 
 
-def learn_folders(base: Path, tasks: Sequence[str], out: Path, max_rank: int, **settings: Any) -> dict[str, object]:
+def learn_folders(
+    base: Path, tasks: Sequence[str], out: Path, max_rank: int, device: torch.device, **settings: Any
+) -> dict[str, object]:
     """Learns what ``out`` does not hold yet and returns what to print; ``settings`` as of LearnTask.
 
     Raises BadTasks, BadOut and the Terminal errors of the inputs.
@@ -73,7 +76,7 @@ def learn_folders(base: Path, tasks: Sequence[str], out: Path, max_rank: int, **
     lessons = kept.lessons
     fix_threads()
     with ConsoleLog() as log:
-        shapes, loaded = base_shapes(base), load_base(base, request.base)
+        shapes, loaded = base_shapes(base), load_base(base, request.base, device=device)
         for part in splits:
             require_room(loaded, part)
         ready = [Task.of(t, s, seed_of(h)) for t, s, h in zip(request.tasks, splits, hashes, strict=True)]

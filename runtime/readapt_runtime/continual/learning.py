@@ -58,9 +58,12 @@ class Pupil:
         self._base = base
         self._learned = learned
         self._start = start
-        self.current = trainable(start, seed)
-        self.gains = {name: torch.ones(len(learned.holding(name)), requires_grad=True) for name in learned.modules}
-        self._directions = {name: _Directions.of(learned, name, base.dtype) for name in learned.modules}
+        self.current = trainable(start, base, seed)
+        self.gains = {
+            name: torch.ones(len(learned.holding(name)), device=base.device, requires_grad=True)
+            for name in learned.modules
+        }
+        self._directions = {name: _Directions.of(learned, name, base) for name in learned.modules}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -85,7 +88,7 @@ class Pupil:
 
 @dataclass(frozen=True, slots=True)
 class _Directions:
-    """The earlier directions of one module, side by side in the base's dtype."""
+    """The earlier directions of one module, side by side in the base's dtype, on its device."""
 
     a: Tensor  # [Σ ranks, in]
     b: Tensor  # [out, Σ ranks]
@@ -93,18 +96,19 @@ class _Directions:
     ranks: Tensor  # [blocks]
 
     @classmethod
-    def of(cls, learned: Learned, name: str, dtype: torch.dtype) -> _Directions:
+    def of(cls, learned: Learned, name: str, base: LoadedBase) -> _Directions:
         blocks = learned.holding(name)
         directions = [block.directions[name] for block in blocks]
         return cls(
-            torch.cat([d.right for d in directions]).to(dtype),
-            torch.cat([d.left for d in directions], dim=1).to(dtype),
-            torch.tensor([block.magnitudes[name] for block in blocks]),
-            torch.tensor([d.rank for d in directions]),
+            torch.cat([d.right for d in directions]).to(base.device, base.dtype),
+            torch.cat([d.left for d in directions], dim=1).to(base.device, base.dtype),
+            torch.tensor([block.magnitudes[name] for block in blocks], device=base.device),
+            torch.tensor([d.rank for d in directions], device=base.device),
         )
 
     def times(self, gains: Tensor) -> SideFactors:
-        return SideFactors(self.a, self.b, (self.magnitudes * gains).repeat_interleave(self.ranks))
+        scale = (self.magnitudes * gains).repeat_interleave(self.ranks, output_size=len(self.a))
+        return SideFactors(self.a, self.b, scale)
 
 
 def descend(

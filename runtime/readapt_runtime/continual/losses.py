@@ -69,8 +69,8 @@ class ChoiceLoss:
         self._own = len(own)
         self._keeping = keeping
         self._questions = prepare(base, [e.prompt for e in examples], [*own, *others])
-        self._right = torch.tensor([index[e.completion] for e in examples])
-        self._before = self._judge_all(journal) if others else None
+        self._right = torch.tensor([index[e.completion] for e in examples], device=base.device)
+        self._before = self._judge_all(journal).to(base.device) if others else None
         self.lengths = [len(q.context) for q in self._questions]
 
     def __call__(self, batch: Sequence[int]) -> Tensor:

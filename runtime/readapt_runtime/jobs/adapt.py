@@ -26,6 +26,7 @@ from readapt_runtime.adapt.repair import Repaired, repair
 from readapt_runtime.adapt.share import Share
 from readapt_runtime.continual.blocks import Learned
 from readapt_runtime.continual.files import factor_blocks, is_learned, read_learned, write_learned
+from readapt_runtime.device import choose_repeatable
 from readapt_runtime.drift import read_drift
 from readapt_runtime.jobs.recorded import recorded_outcome
 from readapt_runtime.jobs.variant import publish_variant
@@ -143,8 +144,9 @@ class _Work:
     def _load(self) -> Move:
         if self._move is None:
             begin, request = time.monotonic(), self._request
-            old = load_base(self._store.open(request.old_base).path, request.old_base)
-            new = load_base(self._new.path, request.new_base)
+            device = choose_repeatable("auto")
+            old = load_base(self._store.open(request.old_base).path, request.old_base, device=device)
+            new = load_base(self._new.path, request.new_base, device=device)
             self._move = Move(old, new, read_drift(self._store.open(request.drift).path))
             self._loading = time.monotonic() - begin
         return self._move

@@ -23,7 +23,7 @@ from readapt_runtime.adapt.data import Splits, read_splits
 from readapt_runtime.adapt.measure import Measure
 from readapt_runtime.adapt.share import Share
 from readapt_runtime.adapt.suitability import require_room
-from readapt_runtime.device import choose_device
+from readapt_runtime.device import choose_repeatable
 from readapt_runtime.extract import EXTRACT_REPORT, Extraction, Options, RankPolicy, extract
 from readapt_runtime.extract.sidecar import SIDECAR_WEIGHTS
 from readapt_runtime.lora_format import base_shapes, read_adapter
@@ -61,7 +61,7 @@ def run(request: ExtractRequest, store: Store, log: Log) -> Outcome:
         request.target_modules,
     )
     with store.stage() as folder:
-        options = Options(choose_device("auto"))
+        options = Options(choose_repeatable("auto"))
         found = extract(inputs.base.path, inputs.checkpoint.path, folder, policy, Share(log, 0.0, 0.5), options)
         gating = Share(log, 0.5, 0.5)
         seen = None if inputs.splits is None else _gate(request, inputs, inputs.splits, folder, store, gating)
@@ -100,8 +100,9 @@ def _open(request: ExtractRequest, store: Store) -> _Inputs:
 
 def _gate(request: ExtractRequest, inputs: _Inputs, splits: Splits, folder: Path, store: Store, log: Log) -> Comparison:
     """The checkpoint's answers are cached: another rank of the same checkpoint does not ask them again."""
-    base = load_base(inputs.base.path, request.base)
-    checkpoint = load_base(inputs.checkpoint.path, request.checkpoint, base.dtype)
+    device = choose_repeatable("auto")
+    base = load_base(inputs.base.path, request.base, device=device)
+    checkpoint = load_base(inputs.checkpoint.path, request.checkpoint, base.dtype, device)
     adapter = read_adapter(folder, base_shapes(inputs.base.path))
     require_room(base, splits)
     settings, measure = request.gate, Measure.of(request.gate.metric, splits, base)

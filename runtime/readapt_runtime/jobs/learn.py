@@ -26,6 +26,7 @@ from readapt_runtime.adapt.suitability import require_room
 from readapt_runtime.continual.blocks import Learned, fold
 from readapt_runtime.continual.files import factor_blocks, read_learned, write_learned
 from readapt_runtime.continual.sequence import Lesson, Task, forgetting, journal_of, learn_task
+from readapt_runtime.device import choose_repeatable
 from readapt_runtime.jobs.train import made
 from readapt_runtime.jobs.variant import PROBE_TEXTS, publish_variant
 from readapt_runtime.lora_format import base_shapes
@@ -51,7 +52,7 @@ def run(request: LearnRequest, store: Store, log: Log) -> Outcome:
     splits = [read_splits(store.open(task.data).path) for task in request.tasks]
     together = union(splits)
     artifact = store.open(request.base)
-    base = load_base(artifact.path, request.base)
+    base = load_base(artifact.path, request.base, device=choose_repeatable("auto"))
     for part in splits:
         require_room(base, part)
     work = _Work(request, store, base, artifact, splits)

@@ -78,16 +78,22 @@ def run(arguments: Sequence[str]) -> int:
         stopped = Terminated("stopped by SIGTERM before the work was done")
         summary, code = failure(kind, stopped), stopped.exit_code
         log.error("stopped", exit_code=code)
-    except MemoryError as error:
-        short = OutOfMemory(f"not enough memory: {error}")
-        summary, code = failure(kind, short), short.exit_code
-        log.error("failed", reason="OutOfMemory", message=str(error), exit_code=code)
     except Exception as error:  # noqa: BLE001 - the loop top of a Job: what nobody foresaw is logged as a bug
-        summary, code = failure(kind, error), EXIT_BUG
-        log.error("bug", message=repr(error), traceback=traceback.format_exc(), exit_code=code)
+        if _is_short_of_memory(error):
+            short = OutOfMemory(f"not enough memory: {str(error)[:300]}")
+            summary, code = failure(kind, short), short.exit_code
+            log.error("failed", reason="OutOfMemory", message=str(error), exit_code=code)
+        else:
+            summary, code = failure(kind, error), EXIT_BUG
+            log.error("bug", message=repr(error), traceback=traceback.format_exc(), exit_code=code)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _leave(summary, options.termination_log, log)
     return code
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """That of the machine, or of its GPU; torch need not be loaded yet."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def answer(request: Request, store: Store, log: Log) -> Summary:

@@ -16,6 +16,7 @@ from readapt_runtime.adapt.data import read_splits
 from readapt_runtime.adapt.evidence import circumstances
 from readapt_runtime.adapt.journal import Journal
 from readapt_runtime.adapt.measure import Measure
+from readapt_runtime.device import choose_repeatable
 from readapt_runtime.jobs.variant import publish_variant
 from readapt_runtime.lora_format import base_shapes, write_adapter
 from readapt_runtime.progress import Log
@@ -32,7 +33,7 @@ def run(request: TrainRequest, store: Store, log: Log) -> Outcome:
     artifact = store.open(request.base)
     splits = read_splits(store.open(request.data).path, request.metric)
     recipe = recipe_of(request)
-    base = load_base(artifact.path, request.base)
+    base = load_base(artifact.path, request.base, device=choose_repeatable("auto"))
     journal = Journal(store, request.input_hash, circumstances(base), log)
     tuned = train(base, base_shapes(artifact.path), splits, recipe, journal, log)
     measure = Measure.of(request.metric, splits, base)

@@ -32,6 +32,7 @@ def train(
     learning_rate: Annotated[str, decimal_option("Its peak.", LEARNING_RATE)] = "1e-3",
     batch_size: Annotated[int, whole_option("Examples of one step.", BATCH_SIZE)] = 16,
     metric: Annotated[Metric, typer.Option(help="Decides when to stop; not Agreement.")] = Metric.ACCURACY,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Train a LoRA adapter from examples alone; the checkpoint that is best on validation is kept.
 
@@ -41,10 +42,12 @@ def train(
     """
     if not metric.needs_labels:
         raise typer.BadParameter("there is nobody to agree with", param_hint="--metric")
+    from readapt_runtime.device import choose_repeatable
     from readapt_runtime.training.folders import Folders, train_folders
 
     result = train_folders(
         Folders(base, train, validation, test, out),
+        choose_repeatable(device),
         rank=rank,
         alpha=alpha,
         target_modules=tuple(name for name in target_modules.split(",") if name),

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from readapt_api.adaptation import Metric
 from readapt_api.artifacts import Origin
 from readapt_api.digest import digest_of, digest_path
@@ -42,7 +44,7 @@ class Folders:
     out: Path
 
 
-def train_folders(folders: Folders, **settings: Any) -> dict[str, object]:
+def train_folders(folders: Folders, device: torch.device, **settings: Any) -> dict[str, object]:
     """Trains and returns what to print; ``settings`` as of TrainRequest.
 
     Raises BadOut and the Terminal errors of the inputs.
@@ -64,7 +66,7 @@ def train_folders(folders: Folders, **settings: Any) -> dict[str, object]:
     fix_threads()
     with ConsoleLog() as log:
         shapes = base_shapes(folders.base)
-        base = load_base(folders.base, request.base)
+        base = load_base(folders.base, request.base, device=device)
         journal = Journal(Store(folders.out / PROGRESS), request.input_hash, circumstances(base), log)
         tuned = train(base, shapes, splits, recipe, journal, log)
         measure = Measure.of(metric, splits, base)

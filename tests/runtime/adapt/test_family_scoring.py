@@ -25,7 +25,7 @@ def test_an_adapter_beside_the_base_answers_as_peft_does(tmp_path: Path, family:
     base = load_base(folder, DIGEST)
     shapes = linear_shapes(json.loads((folder / "config.json").read_text()))
     tokens = torch.arange(40)[None]
-    with attached(base.model, side_factors(read_adapter(adapter, shapes), base.dtype)):
+    with attached(base.model, side_factors(read_adapter(adapter, shapes), base)):
         found = base.logits(tokens, tokens, torch.ones(1, 40, 40, dtype=torch.bool).tril(), last=5)[0]
     expected = Reference(folder, adapter).logits(tuple(range(36)), list(range(36, 41)))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)

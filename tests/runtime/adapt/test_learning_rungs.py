@@ -89,7 +89,7 @@ def test_scratch_has_the_old_modules_ranks_and_scales_and_does_nothing(base: Loa
     }
     rows = encode(base, [Example("Q:", " yes")])
     alone = mean_losses(base, rows)
-    with attached(base.model, side_factors(scratch, torch.float32)):
+    with attached(base.model, side_factors(scratch, base)):
         torch.testing.assert_close(mean_losses(base, rows), alone, rtol=0, atol=0)
 
 

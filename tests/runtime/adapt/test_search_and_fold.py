@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +63,8 @@ def test_folding_is_the_best_approximation_of_the_dense_sum(point: Point) -> Non
 
 
 def test_side_by_side_is_the_dense_sum_at_every_point() -> None:
-    side = SideBySide(adapter(), drift(), torch.float64)
+    base: Any = SimpleNamespace(dtype=torch.float64, device=torch.device("cpu"))
+    side = SideBySide(adapter(), drift(), base)
     x = random_tensor(77, 3, 20)
     for point in (COPY, Point(0.0, 0.0), Point(0.7, -0.6)):
         side.move_to(point)

@@ -43,7 +43,7 @@ def logits(model: torch.nn.Module) -> Tensor:
 def test_attached_factors_equal_peft(folder: Path, base: LoadedBase, adapter: LoraAdapter) -> None:
     expected = logits(Oracle(folder / "base").model(folder / "adapter")).detach()
     alone = logits(base.model)
-    with attached(base.model, side_factors(adapter, torch.float32)):
+    with attached(base.model, side_factors(adapter, base)):
         torch.testing.assert_close(logits(base.model), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits(base.model), alone, rtol=0, atol=0)
     assert (expected - alone).abs().max() > 0.5
@@ -54,7 +54,7 @@ def test_gradients_equal_pefts(folder: Path, base: LoadedBase, adapter: LoraAdap
     for name, parameter in peft_model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     logits(peft_model).log_softmax(-1)[..., 7].sum().backward()
-    sides = side_factors(adapter, torch.float32)
+    sides = side_factors(adapter, base)
     for side in sides.values():
         side.a.requires_grad_()
         side.b.requires_grad_()
@@ -69,7 +69,7 @@ def test_gradients_equal_pefts(folder: Path, base: LoadedBase, adapter: LoraAdap
 
 def test_a_failure_inside_the_block_detaches(base: LoadedBase, adapter: LoraAdapter) -> None:
     alone = logits(base.model)
-    with pytest.raises(KeyError), attached(base.model, side_factors(adapter, torch.float32)):
+    with pytest.raises(KeyError), attached(base.model, side_factors(adapter, base)):
         raise KeyError
     torch.testing.assert_close(logits(base.model), alone, rtol=0, atol=0)
 

@@ -71,7 +71,7 @@ def test_it_recovers_most_of_what_copying_lost_without_labels(world: Any, transp
     rows = encode(world.new, world.splits.gate[:300])
 
     def loss(base: Any, adapter: LoraAdapter) -> float:
-        with attached(base.model, side_factors(adapter, base.dtype)):
+        with attached(base.model, side_factors(adapter, base)):
             return float(mean_losses(base, rows).mean())
 
     before, copied, after = loss(world.old, world.adapter), loss(world.new, world.adapter), loss(world.new, transported)
@@ -84,7 +84,7 @@ def test_between_equal_bases_the_function_stays(world: Any, texts: Texts) -> Non
     rows = encode(world.old, world.splits.gate[:64])
     losses = []
     for adapter in (world.adapter, same):
-        with attached(world.old.model, side_factors(adapter, world.old.dtype)):
+        with attached(world.old.model, side_factors(adapter, world.old)):
             losses.append(mean_losses(world.old, rows))
     torch.testing.assert_close(losses[1], losses[0], rtol=2e-2, atol=2e-3)
 

@@ -109,9 +109,9 @@ def test_directions_of_zero_restart_without_changing_the_function(base: LoadedBa
         return LoraModule(module.name, a, torch.cat([module.b, torch.zeros(module.b.shape[0], 2)], dim=1), module.scale)
 
     wide = LoraAdapter({name: widened(module) for name, module in start.modules.items()})
-    factors = trainable(wide, seed=1)
+    factors = trainable(wide, base, seed=1)
     rows = encode(base, EXAMPLES)
-    with attached(base.model, side_factors(start, torch.float32)):
+    with attached(base.model, side_factors(start, base)):
         expected = mean_losses(base, rows)
     with attached(base.model, factors):
         torch.testing.assert_close(mean_losses(base, rows), expected, rtol=1e-4, atol=1e-5)
@@ -132,7 +132,7 @@ def test_replay_keeps_what_task_examples_alone_destroy(base: LoadedBase, start: 
         )
         lessons = Lessons(encode(base, EXAMPLES), text)
         found = tune(base, start, seen(0, 0.0), lessons, settings, lambda step, *_: seen(step, 1.0)).adapter
-        with attached(base.model, side_factors(found, torch.float32)):
+        with attached(base.model, side_factors(found, base)):
             return sum(text_losses(base, unseen)) / len(unseen)
 
     assert loss_after(1.0) < loss_after(0.0) - 0.2

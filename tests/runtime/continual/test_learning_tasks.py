@@ -65,7 +65,7 @@ def after_one(
 
 def test_the_function_does_not_jump_when_a_task_is_frozen(base: LoadedBase, after_one: tuple[Learned, Tensor]) -> None:
     learned, before = after_one
-    with attached(base.model, side_factors(learned.adapter, base.dtype)):
+    with attached(base.model, side_factors(learned.adapter, base)):
         torch.testing.assert_close(logits(base), before, rtol=1e-4, atol=1e-4)
     assert float((logits(base) - before).abs().max()) > 0.1, "the task changed nothing"
 
@@ -95,7 +95,7 @@ def test_later_tasks_change_magnitudes_and_leave_directions_alone(
     moved = [abs(first.magnitudes[n] / m - 1) for n, m in block.magnitudes.items()]
     assert min(moved) > 1e-3
     assert second.task == "second"
-    with attached(base.model, side_factors(Learned((first, second)).adapter, base.dtype)):
+    with attached(base.model, side_factors(Learned((first, second)).adapter, base)):
         torch.testing.assert_close(logits(base), before, rtol=1e-4, atol=1e-4)
 
 

@@ -57,7 +57,7 @@ def moved(models: TinyModels) -> LoadedBase:
 @torch.inference_mode()
 def loss_on_the_gate(base: LoadedBase, learned: Learned, splits: Splits) -> float:
     loss = ChoiceLoss(base, splits.gate[:200], splits.choices)
-    with attached(base.model, side_factors(learned.adapter, base.dtype)):
+    with attached(base.model, side_factors(learned.adapter, base)):
         return float(loss(range(200)))
 
 

@@ -228,6 +228,19 @@ def test_a_bug_is_logged_with_its_traceback_and_crashes(
     assert "Traceback" in line["traceback"]
 
 
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError], ids=["machine", "GPU"])
+def test_memory_that_runs_out_is_a_shortage(
+    bench: Any, drift_request: DriftRequest, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error("tried to allocate 12 GiB")
+
+    monkeypatch.setattr("readapt_runtime.directions.decompose_all", broken)
+    ended = bench.run(drift_request)
+    told = "not enough memory: tried to allocate 12 GiB"
+    assert (ended.code, ended.summary.reason, ended.summary.message) == (75, "OutOfMemory", told)
+
+
 def test_a_missing_termination_log_does_not_fail_the_job(
     bench: Any, drift_request: DriftRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
