@@ -43,7 +43,7 @@ e2e: machine  ## the thread on a real node: images, Helm, an upgrade under load,
 
 # Before minutes and gigabytes are spent; where there is no such Python yet, the same is asked after setup.
 allowed:
-	@! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || PYTHONPATH=e2e/cluster python3 -S -m readapt_cluster check
+	@! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || PYTHONPATH=e2e/cluster python3 -S -m readapt_cluster check $(REUSE)
 
 machine: allowed venv
 	@$(PY) -m readapt_cluster check
@@ -69,11 +69,12 @@ cluster-up: venv  ## a Kubernetes node on this machine (root)
 cluster-down: venv  ## stops it and leaves nothing behind; PURGE=1 removes its images and logs too
 	$(PY) -m readapt_cluster down $(if $(PURGE),--purge)
 
+demo: REUSE := --reuse
 demo: allowed venv  ## a base upgrade end to end on a local cluster (root); DATA=DIR takes your data
-	$(PY) -m readapt_demo $(if $(DATA),--data $(DATA))
+	$(PY) -m readapt_demo $(if $(DATA),--data "$(DATA)")
 
 study: venv  ## ways to carry adapters over a move, held against each other, into out/study; DATA=DIR, SMALL=1
-	$(PY) benchmarks/adaptation/study.py --out out/study $(if $(DATA),--data $(DATA)) $(if $(SMALL),--small)
+	$(PY) benchmarks/adaptation/study.py --out out/study $(if $(DATA),--data "$(DATA)") $(if $(SMALL),--small)
 
 clean: venv  ## removes what the build made here; the cache stays
 	rm -rf dist out .ruff_cache .pytest_cache

@@ -91,6 +91,7 @@ def test_every_answer_comes_from_a_base_and_a_variant_made_for_each_other(report
     assert report["mixed_sets"] == 0
     assert min(report["requests"]["telling"].values()) > 0, "no text tells the two sets apart"
     assert len(report["requests"]["by_set"]) == 2
+    assert min(report["requests"]["by_connection"].values()) > 0, "a client got no answer"
     assert min(report["requests"]["by_set"].values()) > 0, "one of the sets answered nobody"
 
 

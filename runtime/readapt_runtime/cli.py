@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from readapt_api.errors import EXIT_BAD_INPUT, EXIT_OK, ReadaptError
+from readapt_api.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, ReadaptError
 from readapt_runtime.adapt.command import adapt
 from readapt_runtime.continual.command import learn
 from readapt_runtime.out_folder import OUT_RULE
@@ -157,7 +158,7 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit code; a bug is not caught and leaves its traceback.
+    """Runs one command and returns its exit code; that of a bug is 70, after its traceback.
 
     What a file or its name brings up (OSError, UnicodeError) is the input's, wherever it was noticed.
     """
@@ -172,6 +173,9 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as leaving:
         # typer leaves this way always; its code for a wrong command line is bad input in ours.
         return EXIT_BAD_INPUT if leaving.code == _USAGE_ERROR else int(leaving.code or EXIT_OK)
+    except Exception:  # noqa: BLE001 - the top of the program
+        sys.stderr.write(traceback.format_exc())
+        return EXIT_BUG
     return EXIT_OK
 
 

@@ -8,17 +8,20 @@ changes what the weights mean is either honoured or refused.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import regex
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from readapt_api.artifacts import ADAPTER_CONFIG
 from readapt_runtime.safe_tensors import BadWeights
 
 _Number = TypeVar("_Number", int, float)
+_LARGEST = float(torch.finfo(torch.float32).max)
+_PATIENCE_S = 1.0
 _REFUSED_WHEN_SET = (
     "use_qalora",
     "use_bdlora",
@@ -88,10 +91,13 @@ class PeftLoraConfig:
         return _pattern(self.document.rank_pattern, name, self.document.r)
 
     def scale(self, name: str) -> float:
-        """alpha / r, or alpha / √r with rank-stabilised LoRA."""
+        """alpha / r, or alpha / √r with rank-stabilised LoRA. Raises BadWeights for one that no float32 holds."""
         alpha = _pattern(self.document.alpha_pattern, name, self.document.lora_alpha)
         rank = self.rank(name)
-        return alpha / math.sqrt(rank) if self.document.use_rslora else alpha / rank
+        scale = alpha / math.sqrt(rank) if self.document.use_rslora else alpha / rank
+        if abs(scale) > _LARGEST:
+            raise BadWeights(f"{ADAPTER_CONFIG}: alpha {alpha:g} of {name} is beyond what float32 holds")
+        return scale
 
     def _in_layers(self, name: str) -> bool:
         wanted = self.document.layers_to_transform
@@ -99,7 +105,7 @@ class PeftLoraConfig:
             return True
         patterns = self.document.layers_pattern or "[^.]*"
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            if match := re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", name):
+            if match := _match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", name):
                 layer = int(match["layer"])
                 return layer == wanted if isinstance(wanted, int) else layer in wanted
         return False
@@ -141,8 +147,17 @@ def parse_config(document: Mapping[str, object]) -> PeftLoraConfig:
 def _names(names: list[str] | str, module: str) -> bool:
     """A string is a regular expression over the full name, a list holds name suffixes."""
     if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
+        return _match(names, module, whole=True) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _match(pattern: str, name: str, whole: bool = False) -> regex.Match[str] | None:
+    """Raises BadWeights for an expression that backtracks for longer than a name is worth."""
+    try:
+        find = regex.fullmatch if whole else regex.match
+        return find(pattern, name, timeout=_PATIENCE_S)
+    except TimeoutError:
+        raise BadWeights(f"{ADAPTER_CONFIG}: {pattern[:80]!r} takes more than {_PATIENCE_S:g} s to match") from None
 
 
 def _suffixes(module: str) -> list[str]:
@@ -153,7 +168,7 @@ def _suffixes(module: str) -> list[str]:
 
 def _pattern(patterns: Mapping[str, _Number] | None, module: str, default: _Number) -> _Number:
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if _match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
 
@@ -166,6 +181,6 @@ def _compile(document: _Document) -> None:
     expressions += [patterns] if isinstance(patterns, str) else patterns
     for expression in expressions:
         try:
-            re.compile(expression)
-        except re.error as error:
+            regex.compile(expression)
+        except regex.error as error:
             raise BadWeights(f"{ADAPTER_CONFIG}: {expression[:80]!r} is no regular expression") from error

@@ -164,10 +164,12 @@ class Store:
 
     def read_result(self, input_hash: Digest, model: type[_Model]) -> _Model | None:
         """The recorded result, or None when there is none or when an older contract wrote it."""
-        try:
-            return model.model_validate_json((self.root / "results" / f"{hex_of(input_hash)}.json").read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return None
+        path = self.root / "results" / f"{hex_of(input_hash)}.json"
+        with _store_errors(self.root):
+            try:
+                return model.model_validate_json(path.read_bytes())
+            except (FileNotFoundError, ValidationError):
+                return None
 
     def write_evidence(self, input_hash: Digest, document: object) -> Digest:
         """``results/<hex>.evidence.json``; returns the digest of its bytes."""

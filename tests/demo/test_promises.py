@@ -20,6 +20,7 @@ KEPT: Report = {
         "failed": 0,
         "telling": {"smollm2": 7, "parcels": 1, "shifts": 9},
         "by_set": {"0a1b2c3d4e": 60, "5f6a7b8c9d": 30},
+        "by_connection": {"kept": 44, "new": 46},
     },
     "mixed_sets": 0,
     "native_bf16": True,
@@ -34,6 +35,7 @@ OF_ANY_RUN: dict[str, Callable[[Report], object]] = {
     "no answer of parcels could have shown a mixed set": lambda r: r["requests"]["telling"].update(parcels=0),
     "no answer could have shown a mixed set": lambda r: r["requests"]["telling"].clear(),
     "set 5f6a7b8c9d answered nobody": lambda r: r["requests"]["by_set"].update({"5f6a7b8c9d": 0}),
+    "the client with a kept connection got no answer": lambda r: r["requests"]["by_connection"].update(kept=0),
     "the roll-back started 1 Jobs": lambda r: r.update(rollback_jobs=1),
     "the roll-back took 60.0 s": lambda r: r.update(rollback_seconds=60.0),
 }

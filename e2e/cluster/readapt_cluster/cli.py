@@ -41,10 +41,10 @@ def _up(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(_: argparse.Namespace) -> int:
+def _check(arguments: argparse.Namespace) -> int:
     from readapt_cluster import node
 
-    node.check()
+    node.check(reuse=arguments.reuse)
     return 0
 
 
@@ -52,7 +52,7 @@ def _down(arguments: argparse.Namespace) -> int:
     from readapt_cluster import leftovers, node, standalone
 
     standalone.down()
-    if os.geteuid() == 0 or leftovers.found():
+    if os.geteuid() == 0 or leftovers.may_be_there():
         node.down(purge=arguments.purge)
     return 0
 
@@ -118,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="etcd, kube-apiserver and kube-controller-manager only: no root, no pods",
     )
-    add("check", _check, "say what keeps tests from bringing a node up here; exit 0 when nothing does", "check")
+    check = add("check", _check, "say what keeps a node from being brought up here; exit 0 when nothing does", "check")
+    check.add_argument("--reuse", action="store_true", help="nothing does either when one of ours is up already")
     down = add("down", _down, "take the cluster down and leave nothing behind", "down", "down --purge")
     down.add_argument("--purge", action="store_true", help="remove the cluster's images and logs as well")
     add("status", _status, "show every component; exit 0 when all are ready", "status")

@@ -29,10 +29,15 @@ from readapt_cluster.progress import say, step
 _PORT = 6443
 
 
-def check() -> None:
-    """Whether tests may bring a node up here and take it down. Raises Refused, saying what to do instead."""
+def check(*, reuse: bool = False) -> None:
+    """Whether a node may be brought up here, and with ``reuse`` whether one that is up may be used again.
+
+    Tests take theirs down, so they want none to be there. Raises Refused, saying what to do instead.
+    """
     preflight.require_root()
     if is_ready():
+        if reuse:
+            return
         raise Refused("A node is up on this machine, as the demo leaves it. Run `make cluster-down` first.")
     preflight.require_no_engine()
     preflight.require_disk()

@@ -38,6 +38,9 @@ def _traffic(report: Mapping[str, Any]) -> Iterator[str]:
     for revision, count in requests["by_set"].items():
         if not count:
             yield f"set {revision} answered nobody, so nothing shows that it was served"
+    for connection, count in requests["by_connection"].items():
+        if not count:
+            yield f"the client with a {connection} connection got no answer"
     if report["rollback_jobs"]:
         yield f"the roll-back started {report['rollback_jobs']} Jobs"
     if report["rollback_seconds"] >= ROLLBACK_S:

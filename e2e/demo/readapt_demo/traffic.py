@@ -35,6 +35,10 @@ class Answer:
         return self.status != 200
 
 
+CONNECTIONS = ("kept", "new")
+"""Of the two clients: one keeps its own alive, one opens one for every request."""
+
+
 @dataclass(slots=True)
 class Traffic:
     """Two clients over (model, prompt) pairs in turn: one on a kept-alive connection, one on new connections."""
@@ -86,7 +90,7 @@ def ask(client: httpx.Client, model: str, prompt: str, connection: str = "new") 
         response = client.post("/v1/completions", json=body)
         text = response.json()["choices"][0]["text"] if response.status_code == 200 else ""
         error = "" if response.status_code == 200 else response.text[:300]
-    except (httpx.HTTPError, ValueError, LookupError) as problem:
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as problem:
         return Answer(model, prompt, connection, 0, error=f"{type(problem).__name__}: {problem}")
     return Answer(
         model,

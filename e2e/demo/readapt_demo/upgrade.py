@@ -15,7 +15,7 @@ import httpx
 from readapt_demo import judge, manifests
 from readapt_demo.cast import Cast
 from readapt_demo.kubectl import Kubectl, KubectlFailed
-from readapt_demo.traffic import Answer, Traffic, ask
+from readapt_demo.traffic import CONNECTIONS, Answer, Traffic, ask
 
 Say = Callable[[str], None]
 
@@ -65,6 +65,7 @@ class Show:
                 "failed": len(failed),
                 "telling": {m: self._telling(m, traffic.answers, expected) for m in self.pairs},
                 "by_set": self._by_set(traffic.answers),
+                "by_connection": {c: sum(a.connection == c for a in traffic.answers) for c in CONNECTIONS},
             },
             "mixed_sets": len(mixed),
             "rollback_jobs": rollback_jobs,

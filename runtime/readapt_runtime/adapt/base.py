@@ -133,7 +133,7 @@ def load_base(
                 local_files_only=True,
                 trust_remote_code=False,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
         raise Terminal(f"{folder}: not a loadable causal language model: {error}"[:500]) from error
     model.train(False)
     model.requires_grad_(False)

@@ -117,6 +117,8 @@ def _read_splits(folders: Folders, adaptation: AdaptationSettings, gate: GateSet
     train, validation, test = (
         () if file is None else read_examples(file) for file in (folders.train, folders.validation, folders.test)
     )
+    if folders.test and not test:
+        raise BadData(f"{folders.test} has no examples; without --test half of validation is the gate's")
     splits = split(train, validation, test, read_inputs(folders.inputs) if folders.inputs else (), gate.metric)
     ladder.rungs_of(adaptation.policy, splits)
     return splits

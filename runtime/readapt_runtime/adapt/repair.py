@@ -25,7 +25,15 @@ from readapt_runtime.adapt.factors import attached, side_factors
 from readapt_runtime.adapt.item import Item, Move
 from readapt_runtime.adapt.journal import Journal
 from readapt_runtime.adapt.measure import Measure
-from readapt_runtime.adapt.retention import Retention, Yardstick, cached_yardstick, floor, retention, text_losses
+from readapt_runtime.adapt.retention import (
+    Retention,
+    Yardstick,
+    cached_yardstick,
+    floor,
+    require_sound,
+    retention,
+    text_losses,
+)
 from readapt_runtime.adapt.rungs import Candidates
 from readapt_runtime.adapt.share import Share
 from readapt_runtime.adapt.suitability import Effect, require_effect, require_room
@@ -162,7 +170,9 @@ class _Climb:
         if not yardstick.measurable:
             return None
         with attached(new.model, side_factors(self.item.adapter, new)):
-            return retention(yardstick, text_losses(new, yardstick.tokens))
+            losses = text_losses(new, yardstick.tokens)
+        require_sound(losses, "with the adapter the new base")
+        return retention(yardstick, losses)
 
     def _old(self, examples: tuple[Example, ...], measure: Measure, part: str) -> AnswerStream:
         """The old pair's answers, which are kept."""

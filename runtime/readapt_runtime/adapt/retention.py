@@ -22,6 +22,7 @@ from torch import Tensor
 from readapt_api.contract import Contract, Digest
 from readapt_api.digest import digest_of
 from readapt_runtime.adapt.base import LoadedBase
+from readapt_runtime.adapt.errors import Unsound
 from readapt_runtime.adapt.tokens import token_losses
 from readapt_runtime.store import Store
 
@@ -114,6 +115,12 @@ def retention(yardstick: Yardstick, losses: Sequence[float]) -> Retention | None
     return Retention(value, _standard_error(residuals) / gap)
 
 
+def require_sound(losses: Sequence[float], who: str) -> None:
+    """Raises Unsound."""
+    if not all(map(math.isfinite, losses)):
+        raise Unsound(f"{who} answers NaN or infinity")
+
+
 def floor(minimum: float, of_copy: Retention | None) -> float | None:
     """The retention that a variant must reach: ``minimum`` of what Copy has; None where Copy keeps nothing itself."""
     return minimum * of_copy.value if of_copy is not None and of_copy.value > 0 else None
@@ -152,16 +159,19 @@ def cached_replay(store: Store, new: LoadedBase, seed: int = SEED + 1) -> Replay
 def make_yardstick(
     old: LoadedBase, new: LoadedBase, seed: int = SEED, sequences: int = ROUND, length: int = TOKENS
 ) -> Yardstick:
-    """Samples from the new base and measures both bases on it."""
+    """Samples from the new base and measures both bases on it. Raises Unsound."""
     text = sample(new, sequences, length, seed)
     rows = tuple(tuple(row) for row in text.tolist())
+    old_losses, new_losses = (tuple(text_losses(base, rows)) for base in (old, new))
+    require_sound(new_losses, "the new base")
+    require_sound(old_losses, "the old base")
     return Yardstick(
         old_base=old.digest,
         new_base=new.digest,
         seed=seed,
         tokens=rows,
-        old_losses=tuple(text_losses(old, rows)),
-        new_losses=tuple(text_losses(new, rows)),
+        old_losses=old_losses,
+        new_losses=new_losses,
     )
 
 

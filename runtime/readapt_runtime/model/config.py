@@ -153,6 +153,13 @@ def transformers_config(folder: Path) -> Any:
         raise UnsupportedModel(f"{folder}/config.json: {_one_line(error)}") from error
 
 
+def _epsilon(raw: Any) -> float:
+    found = float(raw.rms_norm_eps)
+    if not 0 <= found < 1:
+        raise UnsupportedModel(f"not supported: rms_norm_eps={raw.rms_norm_eps!r}")
+    return found
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:400]
 
@@ -168,7 +175,7 @@ def _decoder(raw: Any, document: Document, dimensions: Dimensions) -> DecoderCon
         head_dim=dimensions.head_dim,
         vocab_size=raw.vocab_size,
         max_positions=raw.max_position_embeddings,
-        rms_norm_eps=raw.rms_norm_eps,
+        rms_norm_eps=_epsilon(raw),
         tied_embeddings=bool(raw.tie_word_embeddings),
         rotary=read_rotary(raw, dimensions.head_dim),
         rotary_layers=_rotary_layers(raw, dimensions.num_layers),

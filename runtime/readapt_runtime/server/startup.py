@@ -18,6 +18,7 @@ from readapt_api.errors import Terminal
 from readapt_api.serving import DesiredAdapter, DesiredSet
 from readapt_runtime.daemon_threads import DaemonThreads
 from readapt_runtime.device import choose_device
+from readapt_runtime.engine.core import Event, Failure, NonFiniteLogits, Request, SamplingParams
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.lora_format import AdapterReader
@@ -38,6 +39,14 @@ from readapt_runtime.store import Store
 log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+_QUESTION = "Hi"
+"""So short that nothing of it stays in the cache of prompt beginnings."""
+
+
+class UnsoundBase(Terminal):
+    """The base answers NaN or infinity: none of its answers, with whatever adapter, would be one."""
 
 
 class BadOptions(Terminal):
@@ -126,6 +135,8 @@ def build(options: Options) -> Machinery:
             unless_built.callback(ranks.close)
         engine_limits = EngineLimits(limits.max_batch_tokens, limits.max_in_flight)
         engine = Engine(ranks.model, ranks.pool, engine_limits, executor=DaemonThreads())
+        with _stage("ask base"):
+            _require_sound(engine, tokens, dtype)
         packing = Packing(AdapterReader(config.module_shapes, limits.max_rank), ranks.make_image)
         host_bytes = limits.host_room(_largest_adapter(config, limits.max_rank, dtype))
         images = HostImages(host_bytes // options.tensor_parallel, pinned=device.type == "cuda")
@@ -140,6 +151,19 @@ def build(options: Options) -> Machinery:
     engine_facts["host_bytes"] = host_bytes
     log.info("engine", extra={**engine_facts, "ranks": options.tensor_parallel})
     return Machinery(base_digest, config, tokens, engine, hosted, reads, root, name, limits, given, ranks.crew)
+
+
+def _require_sound(engine: Engine, tokens: Tokens, dtype: torch.dtype) -> None:
+    """One token of the base, before anybody else asks; its files may be sound and its numbers still overflow."""
+    events: list[Event] = []
+    engine.add(Request(tokens.encode(_QUESTION) or (0,), SamplingParams(max_tokens=1), events.append))
+    while engine.has_work:
+        engine.step()
+    for event in events:
+        if isinstance(event, Failure):
+            if isinstance(event.error, NonFiniteLogits):
+                raise UnsoundBase(f"the base answers NaN or infinity when it is computed in {dtype}") from event.error
+            raise event.error
 
 
 def _largest_adapter(config: DecoderConfig, max_rank: int, dtype: torch.dtype) -> int:

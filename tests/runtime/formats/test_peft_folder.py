@@ -232,6 +232,14 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "rank zero": (set_option(r=0), "r"),
     "rank above the limit": (set_option(r=64), "rank 64 is above the allowed 16"),
     "alpha NaN": (set_option(lora_alpha=float("nan")), "lora_alpha"),
+    "alpha beyond float32": (
+        set_option(lora_alpha=1e300),
+        r"alpha 1e\+300 of model.layers.0.self_attn.q_proj is beyond",
+    ),
+    "a pattern without end": (
+        set_option(target_modules=r"(x+x+)+y|(\w|\w\w|\w|\.)+!"),
+        "takes more than 1 s to match",
+    ),
     "a bad pattern": (set_option(rank_pattern={"(": 3}), "regular expression"),
     "fewer modules than the config": (set_option(target_modules=["q_proj", "k_proj"]), "do not name this module"),
     "a missing pair": (

@@ -423,7 +423,9 @@ def test_what_files_bring_up_is_one_line(
     assert (said.out, said.err.count("\n"), said.err.startswith("readapt: ")) == ("", 1, True)
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(drift_command, "run", lambda *_: [][0])
-    with pytest.raises(IndexError):
-        run([*COMMANDS["drift"], "--out", "out"])
+    assert run([*COMMANDS["drift"], "--out", "out"]) == 70
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.endswith("IndexError: list index out of range\n")

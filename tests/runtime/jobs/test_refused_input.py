@@ -194,6 +194,28 @@ def test_no_work_is_done_on_examples_that_do_not_fit(
     refuse(bench, asked(bench, shelf, sources), "BadData", message)
 
 
+def test_nothing_is_carried_to_a_base_whose_numbers_overflow(
+    models: TinyModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = Path(shutil.copytree(models.v2, tmp_path / "v2"))
+    tensors(lambda t: t["model.norm.weight"].fill_(3e38))(new)
+    bases = ["--old-base", str(models.v1), "--new-base", str(new), "--adapter", str(models.adapter)]
+    data = [part for split in SPLITS for part in (f"--{split}", str(models.data("adapter", split)))]
+    assert run(["adapt", *bases, *data, "--out", str(tmp_path / "out"), "--max-samples", "200"]) == 64
+    assert "Unsound: the new base answers NaN or infinity" in capsys.readouterr().err
+
+
+def test_a_test_file_without_examples_is_not_replaced(
+    models: TinyModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test.jsonl").touch()
+    bases = ["--old-base", str(models.v1), "--new-base", str(models.v2), "--adapter", str(models.adapter)]
+    data = [part for split in ("train", "validation") for part in (f"--{split}", str(models.data("adapter", split)))]
+    held_out = ["--test", str(tmp_path / "test.jsonl")]
+    assert run(["adapt", *bases, *data, *held_out, "--out", str(tmp_path / "out")]) == 64
+    assert "test.jsonl has no examples" in capsys.readouterr().err
+
+
 def test_no_adapter_of_another_base_is_carried_by_a_job(
     bench: Any, shelf: Shelf, models: TinyModels, twin: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from readapt_runtime.device import BadDevice
 from readapt_runtime.server.command import parse_adapters
 from readapt_runtime.server.limits import BadLimits, Limits, parse_memory
 from readapt_runtime.server.names import BadName
-from readapt_runtime.server.startup import BadOptions, Options, _largest_adapter, build
+from readapt_runtime.server.startup import BadOptions, Options, UnsoundBase, _largest_adapter, build
+from readapt_testing.damage import tensors
 from readapt_testing.serving import serving
 from readapt_testing.tiny_engine import Tiny
 
@@ -104,6 +106,13 @@ def test_what_does_not_fit_the_folder_is_refused(tiny: Tiny) -> None:
         build(replace(options, dtype="int3"))
     with pytest.raises(BadDevice, match="--device"):
         build(replace(options, device="cpu:nonsense"))
+
+
+def test_a_base_whose_numbers_overflow_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny.base, tmp_path / "base"))
+    tensors(lambda t: t["model.norm.weight"].fill_(3e38))(base)
+    with pytest.raises(UnsoundBase, match=r"the base answers NaN or infinity when it is computed in torch\.float32"):
+        build(Options(base=base, served_name="tiny"))
 
 
 def test_a_port_that_is_taken_is_a_clear_error(tiny: Tiny) -> None:

@@ -19,6 +19,7 @@ from readapt_runtime.store import (
     ReservedName,
     Store,
     StoreFull,
+    StoreUnavailable,
 )
 
 BASE = "sha256:" + "b" * 64
@@ -273,6 +274,12 @@ def test_a_result_is_read_back_and_one_of_an_older_contract_is_not(store: Store)
 
     (store.root / "results" / f"{'a' * 64}.json").write_text('{"digest": "an older form"}')
     assert store.read_result(HASH, DriftOutcome) is None
+
+
+def test_a_result_that_cannot_be_read_is_the_stores_fault(store: Store) -> None:
+    (store.root / "results" / f"{'a' * 64}.json").mkdir(parents=True)
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        store.read_result(HASH, DriftOutcome)
 
 
 def test_evidence_is_named_by_the_digest_of_its_bytes(store: Store) -> None:
