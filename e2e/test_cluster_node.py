@@ -18,6 +18,7 @@ import pytest
 from readapt_cluster import leftovers, node, packages, status
 from readapt_cluster.binaries import path_of
 from readapt_cluster.commands import run
+from readapt_cluster.errors import Refused
 from readapt_cluster.node_config import SANDBOX_IMAGE
 from readapt_cluster.places import KUBECONFIG, NODE_RUN, NODE_STATE
 from readapt_cluster.processes import everything, of_state
@@ -121,6 +122,15 @@ def test_second_up_changes_nothing(up: None) -> None:
     pids = {(row.component, row.pid) for row in status.rows()}
     node.up()
     assert {(row.component, row.pid) for row in status.rows()} == pids
+
+
+def test_another_checkout_gets_its_kubeconfig_from_up_and_may_reuse_the_node(up: None) -> None:
+    KUBECONFIG.unlink()
+    node.up()
+    assert run([path_of("kubectl"), f"--kubeconfig={KUBECONFIG}", "get", "--raw", "/readyz"]) == "ok"
+    node.check(reuse=True)
+    with pytest.raises(Refused, match="make cluster-down"):
+        node.check()
 
 
 @pytest.mark.parametrize("reached", ["etcd", "kube-scheduler", "kubelet"])

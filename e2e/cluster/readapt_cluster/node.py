@@ -18,7 +18,7 @@ from readapt_cluster import (
 )
 from readapt_cluster import node_config as config
 from readapt_cluster.catalog import BY_NAME, CONTROL_PLANE, NODE
-from readapt_cluster.certificates import require_cryptography
+from readapt_cluster.certificates import Pair, require_cryptography
 from readapt_cluster.commands import run, succeeds
 from readapt_cluster.components import Credentials
 from readapt_cluster.errors import Refused
@@ -46,13 +46,16 @@ def check(*, reuse: bool = False) -> None:
 def up() -> None:
     """Bring the node up, first clearing what a killed run left; on failure nothing stays but logs.
 
-    Raises Refused, BuildFailed or ComponentFailed. Does nothing when the node is up and ready.
+    Raises Refused, BuildFailed or ComponentFailed. A node that is up and ready is left alone; a checkout that did not
+    bring it up gets its kubeconfig.
     """
     preflight.require_root()
     require_cryptography()
     with binaries.locked(NODE_LOCK):
         if is_ready():
             say("The node is up already.")
+            if not KUBECONFIG.exists():
+                _write_kubeconfig()
             return
         if standalone.processes():
             raise Refused("A control plane alone is up in this checkout. Run `make cluster-down` first.")
@@ -85,6 +88,14 @@ def is_ready() -> bool:
     """Whether the API server answers and the node reports Ready."""
     layout = Layout.read(NODE_STATE)
     return layout is not None and node_is_ready(admin_api(NODE_STATE, layout.endpoint))
+
+
+def _write_kubeconfig() -> None:
+    """Of the node that is up, for this checkout."""
+    layout, pki = Layout.read(NODE_STATE), NODE_STATE / "pki"
+    if layout is not None:
+        admin = Pair(pki / "admin.crt", pki / "admin.key")
+        kubeconfig.with_certificate(KUBECONFIG, layout.endpoint.url, pki / "ca.crt", admin)
 
 
 def _bring_up() -> None:
