@@ -69,6 +69,7 @@ def drift(
             metavar="FILE", help="JSON Lines with prompt and completion, for --adapter: 32 of them are asked."
         ),
     ] = None,
+    device: Annotated[str, typer.Option(help="Of --examples: auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Measures what changed between two versions of a base, per linear module.
 
@@ -83,9 +84,10 @@ def drift(
 
       readapt drift --from ./v1 --to ./v2 --out ./drift --adapter ./support --examples validation.jsonl
     """
+    from readapt_runtime.device import choose_repeatable
     from readapt_runtime.drift.command import run
 
-    _print(run(old, new, out, adapter, examples))
+    _print(run(old, new, out, choose_repeatable(device), adapter, examples))
 
 
 @app.command()

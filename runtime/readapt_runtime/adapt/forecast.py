@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from readapt_api.digest import digest_path
@@ -45,14 +46,15 @@ def likelihood(losses: Tensor) -> float:
     return float(losses.neg().exp().mean())
 
 
-def from_examples(old: Path, new: Path, adapter: LoraAdapter, file: Path) -> dict[str, object]:
+def from_examples(old: Path, new: Path, adapter: LoraAdapter, file: Path, device: torch.device) -> dict[str, object]:
     """What the examples of a JSON Lines file say about Copy, to be printed; one base in memory at a time.
 
     Raises BadData and the errors of ``load_base``.
     """
     chosen = few(read_examples(file))
     before, after = (
-        likelihood(losses(Pair(load_base(folder, digest_path(folder)), adapter), chosen)) for folder in (old, new)
+        likelihood(losses(Pair(load_base(folder, digest_path(folder), device=device), adapter), chosen))
+        for folder in (old, new)
     )
     found = told(BY_EXAMPLES, before - after)
     return {"samples": len(chosen), "old_likelihood": before, "new_likelihood": after, **found}

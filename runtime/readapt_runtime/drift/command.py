@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from readapt_runtime.adapt.data import read_examples
 from readapt_runtime.adapt.forecast import few, from_examples
 from readapt_runtime.difference import CheckpointPair
@@ -22,12 +24,12 @@ _DIRECTIONS = 8
 
 
 def run(
-    old: Path, new: Path, out: Path, adapter: Path | None = None, examples: Path | None = None
+    old: Path, new: Path, out: Path, device: torch.device, adapter: Path | None = None, examples: Path | None = None
 ) -> dict[str, object]:
     """Measures the drift old -> new into ``out``, with its page, and returns what to print.
 
     With ``adapter`` also what it would lose if it were copied: from the weights, and from ``examples`` where they are
-    given. Raises BadOut, BadData, BadWeights and as ``measure`` does.
+    given, which are asked on ``device``. Raises BadOut, BadData, BadWeights and as ``measure`` does.
     """
     make_out(out)
     lora = _read(old, new, adapter, examples)
@@ -45,7 +47,7 @@ def run(
     }
     if lora is None or met is None:
         return found
-    seen = {} if examples is None else {"examples": from_examples(old, new, lora, examples)}
+    seen = {} if examples is None else {"examples": from_examples(old, new, lora, examples, device)}
     return {**found, "copy": {**facts(met), **seen}}
 
 

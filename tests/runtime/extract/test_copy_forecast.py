@@ -91,6 +91,19 @@ def test_an_adapter_and_examples_are_foretold_from(
     assert (seen["points"], seen["error"]) == (pytest.approx(max(0.0, 50.0 * fall)), 1.5)
 
 
+def test_examples_are_asked_on_the_wished_device(move: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, load = [], forecast.load_base
+
+    def noted(*given: Any, device: torch.device) -> Any:
+        asked.append(device)
+        return load(*given, device=device)
+
+    monkeypatch.setattr(forecast, "load_base", noted)
+    given = ["--adapter", str(move / "adapter"), "--examples", str(move / "examples.jsonl"), "--device", "cpu:0"]
+    assert drift(move, tmp_path / "drift", *given) == 0
+    assert asked == [torch.device("cpu:0")] * 2
+
+
 def test_without_an_adapter_nothing_is_foretold(move: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert drift(move, tmp_path / "drift") == 0
     assert "copy" not in json.loads(capsys.readouterr().out)
