@@ -12,19 +12,30 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from readapt_runtime.adapt.base import LoadedBase
+from readapt_runtime.adapt.data import Example
 from readapt_runtime.adapt.factors import SideFactors, attached, side_factors
 from readapt_runtime.adapt.layerwise import Stream
-from readapt_runtime.adapt.retention import text_loss
+from readapt_runtime.adapt.retention import sample, text_loss
 from readapt_runtime.adapt.scoring import Question, choice_scores, grow, scores
 from readapt_runtime.adapt.search import Point, SideBySide
 from readapt_runtime.adapt.tokens import Encoded, answer_losses, mean_losses
 from readapt_runtime.adapt.training import Descent, Group, Pace, leaves_of, snapshot
 from readapt_runtime.continual.learning import _Directions
+from readapt_runtime.continual.losses import ChoiceLoss
 from readapt_runtime.lora_format import LoraAdapter, LoraModule
 
 NAME = "model.layers.0.self_attn.q_proj"
 WIDTH, RANK = 32, 4
 ROWS = [Encoded((5, 6, 7, 8), 2), Encoded((9, 10, 11), 2)]
+
+
+class _Letters(SimpleNamespace):
+    """A tokenizer of one token per character."""
+
+    eos_token_id, bos_token_id = 0, 1
+
+    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[2 + ord(letter) % 62 for letter in text] for text in texts]}
 
 
 @pytest.fixture
@@ -47,7 +58,7 @@ def base(gpu: torch.device) -> LoadedBase:
     with gpu:
         model = LlamaForCausalLM(config)
     model.requires_grad_(False)
-    tokenizer: Any = SimpleNamespace(eos_token_id=0, bos_token_id=1)
+    tokenizer: Any = _Letters()
     return LoadedBase(f"sha256:{'0' * 64}", model, tokenizer, 64, 64)
 
 
@@ -124,3 +135,18 @@ def test_earlier_directions_with_their_gains(base: LoadedBase) -> None:
     sides = _Directions.of(learned, NAME, base).times(torch.ones(2, device=base.device))
     with attached(base.model, {NAME: sides}):
         assert answer_losses(base, ROWS).device == base.device
+
+
+def test_text_is_drawn_on_the_cpu_and_read_on_the_gpu(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the cache of keys and values, whose first tensor is a constant on a device that is not there."""
+    forward = base.model.forward
+    monkeypatch.setattr(base.model, "forward", lambda input_ids, **_: forward(input_ids=input_ids, use_cache=False))
+    text = sample(base, sequences=2, length=3, seed=1)
+    assert (text.shape, text.device.type) == ((2, 3), "cpu")
+
+
+@pytest.mark.parametrize("earlier", [[], [" up", " down"]], ids=["first task", "later task"])
+def test_a_task_is_learned_by_choosing(base: LoadedBase, earlier: list[str]) -> None:
+    examples = [Example(f"question {n}:", (" yes", " no")[n % 2]) for n in range(4)]
+    loss = ChoiceLoss(base, examples, [" yes", " no"], earlier)
+    assert loss([0, 2]).device == base.device
