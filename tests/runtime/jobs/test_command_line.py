@@ -171,7 +171,7 @@ def adapting(sources: Path, tmp_path: Path) -> Callable[..., int]:
     return adapt
 
 
-class DriftMeasured(Exception):
+class DriftMeasured(BaseException):
     """Too late."""
 
 
