@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import correctness
 import pytest
 import readapt_engine
 import residency
@@ -50,6 +51,20 @@ def _wrong_scale(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_gate_is_green_for_the_engine_as_it_is(tiny: Tiny) -> None:
     assert first_difference(tiny.base, list(tiny.adapters.values())) == ""
+
+
+def test_the_gate_is_red_for_what_is_timed_and_wrong_in_bfloat16_alone(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def negated(base: Path, adapters: list[Path], dtype: torch.dtype) -> Any:
+        engine, variants = readapt_engine.build(base, adapters, dtype)
+        if dtype is torch.bfloat16:
+            forward = engine._model.forward
+            monkeypatch.setattr(engine._model, "forward", lambda batch: -forward(batch))
+        return engine, variants
+
+    monkeypatch.setattr(correctness, "build", negated)
+    assert "base in bfloat16: token 0 is" in first_difference(tiny.base, list(tiny.adapters.values()))
 
 
 @pytest.mark.usefixtures("_wrong_scale")

@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import httpx
@@ -49,21 +50,20 @@ class Traffic:
     """Between two requests of one client: the clients share the machine's two cores with the repair."""
     answers: list[Answer] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(len(CONNECTIONS)))
+    _clients: list[Future[None]] = field(default_factory=list)
 
     def __enter__(self) -> Traffic:
-        self._threads = [
-            threading.Thread(target=self._ask_kept, name="kept"),
-            threading.Thread(target=self._ask_new, name="new"),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._clients = [self._pool.submit(ask) for ask in (self._ask_kept, self._ask_new)]
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Raises what ended a client before its time, unless something else is on its way."""
         self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        self._pool.shutdown()
+        for client in self._clients:
+            if kind is None:
+                client.result()
 
     def _ask_kept(self) -> None:
         # One connection, reopened only when the server closed it after an answer (Connection: close), as clients do.

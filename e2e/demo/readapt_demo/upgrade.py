@@ -65,7 +65,9 @@ class Show:
                 "failed": len(failed),
                 "telling": {m: self._telling(m, traffic.answers, expected) for m in self.pairs},
                 "by_set": self._by_set(traffic.answers),
-                "by_connection": {c: sum(a.connection == c for a in traffic.answers) for c in CONNECTIONS},
+                "by_connection": {
+                    c: sum(a.connection == c and not a.failed for a in traffic.answers) for c in CONNECTIONS
+                },
             },
             "mixed_sets": len(mixed),
             "rollback_jobs": rollback_jobs,

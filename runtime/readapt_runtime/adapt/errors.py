@@ -3,8 +3,7 @@
 Terminal
 ├── Misfit      an adapter or a drift whose modules are not those of the base
 ├── NoEffect    an adapter that does nothing for its task on the base that it is said to be made for
-├── Diverged    the loss of a search or a tuning is not a finite number
-└── Unsound     a base, alone or with an adapter, answers NaN or infinity
+└── Diverged    the loss of a search or a tuning is not a finite number
 """
 
 from __future__ import annotations
@@ -18,10 +17,6 @@ class Misfit(Terminal):
 
 class NoEffect(Terminal):
     """With this adapter its stated base answers no better than alone."""
-
-
-class Unsound(Terminal):
-    """A base, alone or with an adapter, answers NaN or infinity."""
 
 
 class Diverged(Terminal):

@@ -22,8 +22,8 @@ from torch import Tensor
 from readapt_api.contract import Contract, Digest
 from readapt_api.digest import digest_of
 from readapt_runtime.adapt.base import LoadedBase
-from readapt_runtime.adapt.errors import Unsound
 from readapt_runtime.adapt.tokens import token_losses
+from readapt_runtime.probe import NonFiniteAnswers
 from readapt_runtime.store import Store
 
 SEQUENCES = 64
@@ -116,9 +116,9 @@ def retention(yardstick: Yardstick, losses: Sequence[float]) -> Retention | None
 
 
 def require_sound(losses: Sequence[float], who: str) -> None:
-    """Raises Unsound."""
+    """Raises NonFiniteAnswers."""
     if not all(map(math.isfinite, losses)):
-        raise Unsound(f"{who} answers NaN or infinity")
+        raise NonFiniteAnswers(f"{who} answers NaN or infinity")
 
 
 def floor(minimum: float, of_copy: Retention | None) -> float | None:
@@ -159,7 +159,7 @@ def cached_replay(store: Store, new: LoadedBase, seed: int = SEED + 1) -> Replay
 def make_yardstick(
     old: LoadedBase, new: LoadedBase, seed: int = SEED, sequences: int = ROUND, length: int = TOKENS
 ) -> Yardstick:
-    """Samples from the new base and measures both bases on it. Raises Unsound."""
+    """Samples from the new base and measures both bases on it. Raises NonFiniteAnswers."""
     text = sample(new, sequences, length, seed)
     rows = tuple(tuple(row) for row in text.tolist())
     old_losses, new_losses = (tuple(text_losses(base, rows)) for base in (old, new))

@@ -45,10 +45,6 @@ _QUESTION = "Hi"
 """So short that nothing of it stays in the cache of prompt beginnings."""
 
 
-class UnsoundBase(Terminal):
-    """The base answers NaN or infinity: none of its answers, with whatever adapter, would be one."""
-
-
 class BadOptions(Terminal):
     """Options that contradict each other or what is on disk."""
 
@@ -154,7 +150,10 @@ def build(options: Options) -> Machinery:
 
 
 def _require_sound(engine: Engine, tokens: Tokens, dtype: torch.dtype) -> None:
-    """One token of the base, before anybody else asks; its files may be sound and its numbers still overflow."""
+    """One token of the base, before anybody else asks: its files may be sound and its numbers still overflow.
+
+    Raises NonFiniteLogits.
+    """
     events: list[Event] = []
     engine.add(Request(tokens.encode(_QUESTION) or (0,), SamplingParams(max_tokens=1), events.append))
     while engine.has_work:
@@ -162,7 +161,9 @@ def _require_sound(engine: Engine, tokens: Tokens, dtype: torch.dtype) -> None:
     for event in events:
         if isinstance(event, Failure):
             if isinstance(event.error, NonFiniteLogits):
-                raise UnsoundBase(f"the base answers NaN or infinity when it is computed in {dtype}") from event.error
+                raise NonFiniteLogits(
+                    f"the base answers NaN or infinity when it is computed in {dtype}"
+                ) from event.error
             raise event.error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from readapt_runtime.adapt.base import LoadedBase
 from readapt_runtime.adapt.data import Example
@@ -23,19 +23,11 @@ from readapt_runtime.adapt.training import Descent, Group, Pace, leaves_of, snap
 from readapt_runtime.continual.learning import _Directions
 from readapt_runtime.continual.losses import ChoiceLoss
 from readapt_runtime.lora_format import LoraAdapter, LoraModule
+from readapt_testing.tiny_llama import byte_tokenizer, tiny_config
 
 NAME = "model.layers.0.self_attn.q_proj"
-WIDTH, RANK = 32, 4
+WIDTH, RANK = 64, 4
 ROWS = [Encoded((5, 6, 7, 8), 2), Encoded((9, 10, 11), 2)]
-
-
-class _Letters(SimpleNamespace):
-    """A tokenizer of one token per character."""
-
-    eos_token_id, bos_token_id = 0, 1
-
-    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[2 + ord(letter) % 62 for letter in text] for text in texts]}
 
 
 @pytest.fixture
@@ -46,20 +38,12 @@ def gpu() -> Iterator[torch.device]:
 
 @pytest.fixture
 def base(gpu: torch.device) -> LoadedBase:
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attn_implementation="eager",
-    )
+    config = tiny_config(layers=2)
+    config._attn_implementation = "eager"
     with gpu:
         model = LlamaForCausalLM(config)
     model.requires_grad_(False)
-    tokenizer: Any = _Letters()
-    return LoadedBase(f"sha256:{'0' * 64}", model, tokenizer, 64, 64)
+    return LoadedBase(f"sha256:{'0' * 64}", model, byte_tokenizer(), 64, 64)
 
 
 def adapter() -> LoraAdapter:

@@ -202,7 +202,7 @@ def test_nothing_is_carried_to_a_base_whose_numbers_overflow(
     bases = ["--old-base", str(models.v1), "--new-base", str(new), "--adapter", str(models.adapter)]
     data = [part for split in SPLITS for part in (f"--{split}", str(models.data("adapter", split)))]
     assert run(["adapt", *bases, *data, "--out", str(tmp_path / "out"), "--max-samples", "200"]) == 64
-    assert "Unsound: the new base answers NaN or infinity" in capsys.readouterr().err
+    assert "NonFiniteAnswers: the new base answers NaN or infinity" in capsys.readouterr().err
 
 
 def test_a_test_file_without_examples_is_not_replaced(

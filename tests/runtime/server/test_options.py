@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from readapt_api.digest import digest_of
 from readapt_api.serving import DesiredAdapter
 from readapt_runtime.device import BadDevice
+from readapt_runtime.engine.core import NonFiniteLogits
 from readapt_runtime.server.command import parse_adapters
 from readapt_runtime.server.limits import BadLimits, Limits, parse_memory
 from readapt_runtime.server.names import BadName
-from readapt_runtime.server.startup import BadOptions, Options, UnsoundBase, _largest_adapter, build
+from readapt_runtime.server.startup import BadOptions, Options, _largest_adapter, build
 from readapt_testing.damage import tensors
 from readapt_testing.serving import serving
 from readapt_testing.tiny_engine import Tiny
@@ -111,7 +112,9 @@ def test_what_does_not_fit_the_folder_is_refused(tiny: Tiny) -> None:
 def test_a_base_whose_numbers_overflow_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny.base, tmp_path / "base"))
     tensors(lambda t: t["model.norm.weight"].fill_(3e38))(base)
-    with pytest.raises(UnsoundBase, match=r"the base answers NaN or infinity when it is computed in torch\.float32"):
+    with pytest.raises(
+        NonFiniteLogits, match=r"the base answers NaN or infinity when it is computed in torch\.float32"
+    ):
         build(Options(base=base, served_name="tiny"))
 
 

@@ -30,7 +30,13 @@ CHAT_TEMPLATE = (
 def write_base(folder: Path, seed: int = 0, layers: int = 3) -> Path:
     """A LlamaForCausalLM folder with tokenizer and chat template; the end of sequence is token 256."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    LlamaForCausalLM(tiny_config(layers)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_config(layers: int) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=260,
         hidden_size=64,
         intermediate_size=96,
@@ -43,9 +49,6 @@ def write_base(folder: Path, seed: int = 0, layers: int = 3) -> Path:
         eos_token_id=256,
         bos_token_id=None,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def byte_tokenizer() -> Any:
