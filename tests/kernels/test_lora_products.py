@@ -69,14 +69,14 @@ def test_other_widths_behind_other_factors_of_the_layer(dtype: torch.dtype, line
     assert_near(bench.run(rows, linear, x, y), bench.expected(rows, linear, x, y), y)
 
 
-@pytest.mark.parametrize("columns", [16, 32, 64])
-def test_large_tiles_of_every_width_over_more_rows_than_one(dtype: torch.dtype, columns: int) -> None:
-    bench = Bench([make_adapter({O: (columns - 5,)}, dtype, seed=2)], tiles=LARGE)
+@pytest.mark.parametrize(("rank", "columns"), [(11, 16), (27, 32), (59, 64), (64, 64), (65, 64), (96, 64), (128, 64)])
+def test_large_tiles_of_every_width_over_more_rows_than_one(dtype: torch.dtype, rank: int, columns: int) -> None:
+    bench = Bench([make_adapter({O: (rank,)}, dtype, seed=2)], tiles=LARGE)
     x, y = inputs(70, O, dtype)
     rows = [(0, 1, 70)]
 
     assert_near(bench.run(rows, O, x, y), bench.expected(rows, O, x, y), y)
-    assert bench.kernels.layout.tiles.shrink(70, columns - 5, SMOL.linears[O], SMOL.chunk).columns == columns
+    assert bench.kernels.layout.tiles.shrink(70, rank, SMOL.linears[O], SMOL.chunk).columns == columns
 
 
 @pytest.mark.parametrize("split_width", [192, 64], ids=["3 splits", "9 splits"])

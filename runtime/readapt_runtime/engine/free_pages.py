@@ -7,7 +7,6 @@ are filled first and adapters find neighbours. Nothing here touches the memory i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 
 _LOOKED_AT = 8
 """Runs of the tightest bin that are tried before a longer one is cut."""
@@ -19,7 +18,8 @@ class FreePages:
     def __init__(self, count: int) -> None:
         self._stop: dict[int, int] = {}  # first page of a run -> one past its last
         self._start: dict[int, int] = {}  # the other way round
-        self._bins: list[dict[int, None]] = [{} for _ in range(count.bit_length() + 1)]  # bin b: 2**(b-1) .. 2**b - 1
+        self._bins: list[list[int]] = [[] for _ in range(count.bit_length() + 1)]  # bin b: 2**(b-1) .. 2**b - 1
+        self._place: dict[int, int] = {}  # first page of a run -> where it stands in its bin
         self.count = 0
         if count:
             self._add(0, count)
@@ -38,7 +38,7 @@ class FreePages:
         """Any ``count`` pages, from the shortest runs; the caller has looked at ``count`` first."""
         taken: list[int] = []
         while len(taken) < count:
-            start = next(iter(next(filter(None, self._bins))))
+            start = next(filter(None, self._bins))[-1]
             stop = self._remove(start)
             end = min(stop, start + count - len(taken))
             taken += range(start, end)
@@ -66,21 +66,26 @@ class FreePages:
         return [range(start, stop) for start, stop in sorted(self._stop.items())]
 
     def _fitting(self, count: int) -> int | None:
-        own, *longer = self._bins[count.bit_length() :] or [{}]
-        for start in islice(own, _LOOKED_AT):
+        own, *longer = self._bins[count.bit_length() :] or [[]]
+        for start in own[-_LOOKED_AT:]:
             if self._stop[start] - start >= count:
                 return start
-        return next((next(iter(runs)) for runs in longer if runs), None)
+        return next((runs[-1] for runs in longer if runs), None)
 
     def _add(self, start: int, stop: int) -> None:
         self._stop[start] = stop
         self._start[stop] = start
-        self._bins[(stop - start).bit_length()][start] = None
+        runs = self._bins[(stop - start).bit_length()]
+        self._place[start] = len(runs)
+        runs.append(start)
         self.count += stop - start
 
     def _remove(self, start: int) -> int:
         stop = self._stop.pop(start)
         del self._start[stop]
-        del self._bins[(stop - start).bit_length()][start]
+        runs = self._bins[(stop - start).bit_length()]
+        place, last = self._place.pop(start), runs.pop()
+        if last != start:
+            runs[place], self._place[last] = last, place
         self.count -= stop - start
         return stop

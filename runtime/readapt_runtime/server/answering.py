@@ -111,7 +111,7 @@ class Desk:
             temperature=1.0 if params.temperature is None else params.temperature,
             top_p=1.0 if params.top_p is None else params.top_p,
             seed=None if params.seed is None else (params.seed + choice) % 2**63,
-            stop_ids=self._tokens.stop_ids,
+            stop_ids=frozenset() if params.ignore_eos else self._tokens.stop_ids,
             top_log_probs=params.top_log_probs,
         )
 

@@ -95,6 +95,8 @@ class _Shared(BaseModel):
     seed: int | None = Field(None, ge=-_SEED, lt=_SEED)
     stop: Stops | None = None
     max_tokens: int | None = Field(None, ge=1)
+    ignore_eos: bool | None = None
+    """Answers to the full length; not OpenAI's, but what benchmark clients send to other servers."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=256)

@@ -7,8 +7,10 @@ is marked complete is complete. A process that starts after it serves.
 from __future__ import annotations
 
 import json
+import random
 import signal
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,11 +147,13 @@ def test_a_server_killed_at_random_is_followed_by_one_that_serves(tiny: Tiny, wh
         threads = [threading.Thread(target=load.run, args=(m, True)) for m in MODELS]
         for thread in threads:
             thread.start()
-        httpx.get(f"{addresses['serving']}/healthz", timeout=30)
+        moment_s = random.uniform(0.0, 2.0)
+        time.sleep(moment_s)
         process.kill()
         for thread in threads:
             thread.join(60)
-    assert [answer for answer in load.complete if answer[1] != whole[answer[0]]] == []
+    wrong = [answer for answer in load.complete if answer[1] != whole[answer[0]]]
+    assert wrong == [], f"killed {moment_s:.3f} s after the load began"
     with serve_process(_arguments(tiny)) as (_, addresses):
         body = {"model": "r8", "prompt": "Hello", "max_tokens": TOKENS, "temperature": 0}
         answer = httpx.post(f"{addresses['serving']}/v1/completions", json=body, timeout=60)

@@ -11,7 +11,6 @@ from itertools import cycle
 from pathlib import Path
 
 import httpx
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from readapt_api.artifacts import ArtifactKind
@@ -69,7 +68,6 @@ def _loads(http: httpx.Client) -> float:
     return next(s.value for f in families for s in f.samples if s.name == "readapt_adapter_loads_total")
 
 
-@pytest.mark.fault
 def test_200_slot_reuses_never_mix_two_versions(tiny: Tiny, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     base = store.publish(ArtifactKind.BASE, tiny.base).digest

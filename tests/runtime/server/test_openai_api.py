@@ -109,6 +109,16 @@ def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:
     assert "".join(c.choices[0].text for c in stream) == cut.choices[0].text
 
 
+def test_an_answer_goes_on_past_the_end_of_sequence_when_asked_to(client: openai.OpenAI) -> None:
+    arguments: dict[str, Any] = {"model": "tiny", "prompt": "x", "temperature": 2, "seed": 1, "max_tokens": 99, "n": 8}
+    usual = client.completions.create(**arguments)
+    whole = client.completions.create(**arguments, extra_body={"ignore_eos": True})
+    assert "stop" in {choice.finish_reason for choice in usual.choices}
+    assert {choice.finish_reason for choice in whole.choices} == {"length"}
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 8 * 99
+
+
 def test_chat_has_choices_stops_seeds_and_usage(client: openai.OpenAI) -> None:
     arguments: dict[str, Any] = {"model": "r8", "messages": [{"role": "user", "content": "hi"}], "temperature": 0.7}
     arguments |= {"seed": 11, "n": 3, "max_completion_tokens": 16}
@@ -234,7 +244,10 @@ def test_the_parameter_that_is_wrong_is_named_in_words_of_the_api(
     assert answer.json()["error"]["message"].startswith(message)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"model": NaN}', b"\xff\xfe", b"[" * 100_000], ids=repr)
+TEMPERATURES = [b'{"model": "tiny", "prompt": "x", "temperature": %s}' % n for n in (b"NaN", b"Infinity", b"1e999")]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", *TEMPERATURES, b"\xff\xfe", b"[" * 100_000], ids=repr)
 def test_a_body_that_is_no_request_is_refused(http: httpx.Client, body: bytes) -> None:
     answer = http.post("/v1/completions", content=body[:60_000])
     assert answer.status_code == 400
