@@ -1,7 +1,8 @@
 """The Retrain rung: a LoRA from scratch, of the old one's modules and ranks, on the training examples.
 
 The learning rate is one of a few that are declared beforehand, judged on the stopping examples: the first that gets
-ready is taken, else the best. A scratch adapter wants a larger rate than one that is nearly right.
+ready is taken, else the best. A scratch adapter wants a larger rate than one that is nearly right. Another rate than
+the first is given up where it is behind the best one before it after as many steps.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Retrain:
         """Raises Diverged when every rate does."""
         with self.timed("retraining"):
             tried = self._try_rates()
-        best = max(tried, key=lambda each: each.tuned.best.order)
+        best = max(tried, key=_order)
         return Candidate(
             best.tuned.adapter,
             best.tuned.best.retention,
@@ -53,7 +54,8 @@ class Retrain:
 
     def _try_rates(self) -> list[_Trained]:
         """Up to the first that gets ready; one that diverges counts for nothing."""
-        start, lessons, tried = blank(self.adapter), Lessons(self.lessons, self.replay()), []
+        start, lessons = blank(self.adapter), Lessons(self.lessons, self.replay())
+        tried: list[_Trained] = []
         diverged: Diverged | None = None
         for number, factor in enumerate(RATES):
             rate, evaluate = factor * self.settings.learning_rate, self.checkpoints(number).evaluate
@@ -61,7 +63,8 @@ class Retrain:
             # the base alone: it may be good enough, but as an adapter there is nothing of it to serve
             first = replace(evaluate(0, start, ()), feasible=False, ready=False, clear=False)
             try:
-                tuned = tune(self.base, start, first, lessons, settings, evaluate, self.journal)
+                rival = max(tried, key=_order).tuned.curve if tried else ()
+                tuned = tune(self.base, start, first, lessons, settings, evaluate, self.journal, rival)
             except Diverged as error:
                 diverged = error
                 continue
@@ -84,6 +87,10 @@ class _Trained:
         curve = [asdict(evaluation) for evaluation in self.tuned.curve]
         losses, best = list(self.tuned.train_losses), self.tuned.best.step
         return {"learningRate": self.rate, "curve": curve, "trainLosses": losses, "best": best}
+
+
+def _order(trained: _Trained) -> tuple[bool, float]:
+    return trained.tuned.best.order
 
 
 def blank(adapter: LoraAdapter) -> LoraAdapter:

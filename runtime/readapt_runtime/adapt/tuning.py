@@ -35,6 +35,8 @@ from readapt_runtime.adapt.tokens import Encoded, answer_losses
 from readapt_runtime.adapt.training import Pace, Saved, Training
 from readapt_runtime.lora_format import LoraAdapter, LoraModule
 
+_TELLING_SHARE = 0.3
+"""Of its steps after which a tuning may be behind a rival: before, learning what answers look like decides."""
 _CHUNK_BATCHES = 8
 """Batches are cut by length within chunks of this many, then shuffled: little padding, still random."""
 
@@ -145,6 +147,8 @@ class _Course:
     losses: list[float]
     kept: LoraAdapter
     """As it was at the best evaluation."""
+    rival: Sequence[Evaluation] = ()
+    """The curve of a tuning that it has to keep up with."""
 
     @property
     def best(self) -> Evaluation:
@@ -154,7 +158,7 @@ class _Course:
     def finished(self) -> bool:
         clear = len(self.curve) > 1 and self.curve[-1].clear
         ready_twice = len(self.curve) > 2 and self.curve[-1].ready and self.curve[-2].ready
-        return clear or ready_twice or self.is_stuck or len(self.losses) >= self.settings.max_steps
+        return clear or ready_twice or self.is_stuck or self.is_behind or len(self.losses) >= self.settings.max_steps
 
     @property
     def is_stuck(self) -> bool:
@@ -165,6 +169,13 @@ class _Course:
         waited = len(self.curve) - 1 - self.curve.index(self.best) >= self.settings.patience
         rises = len(self.curve) > 1 and self.curve[-1].score > self.curve[-2].score
         return waited and not rises and 2 * len(self.losses) >= self.settings.max_steps
+
+    @property
+    def is_behind(self) -> bool:
+        """The rival was better after as many steps, once these are enough to tell."""
+        last = self.curve[-1]
+        enough = last.step >= _TELLING_SHARE * self.settings.max_steps
+        return enough and any(seen.step == last.step and seen.score > last.score for seen in self.rival)
 
     def see(self, evaluation: Evaluation, adapter: LoraAdapter) -> None:
         self.curve.append(evaluation)
@@ -193,13 +204,15 @@ def tune(
     settings: Tuning,
     evaluate: Evaluate,
     journal: Journal | None = None,
+    rival: Sequence[Evaluation] = (),
 ) -> Tuned:
     """Tunes ``start`` on ``lessons``; ``first`` is its evaluation at step 0, ``evaluate`` makes the later ones.
 
-    With ``journal`` it goes on where an earlier run was, and leaves what a later one needs. Raises Diverged when the
-    training loss is not finite.
+    It is given up when it falls behind ``rival``, the curve of another tuning. With ``journal`` it goes on where an
+    earlier run was, and leaves what a later one needs. Raises Diverged when the training loss is not finite.
     """
     course = _open(journal, base, start, first, lessons, settings)
+    course.rival = rival
     losses = _steps(base, course.training, lessons, settings, done=len(course.losses))
     while not course.finished:
         course.losses.append(next(losses))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from readapt_runtime.adapt.refresh import Refresh
 from readapt_runtime.adapt.retrain import RATES, Retrain, blank
 from readapt_runtime.adapt.teacher import Teacher
 from readapt_runtime.adapt.tokens import encode, mean_losses
-from readapt_runtime.adapt.tuning import Evaluation, Tuning
+from readapt_runtime.adapt.tuning import Evaluation, Evenly, Tuning
 from readapt_runtime.examples import BadData
 from readapt_runtime.lora_format import LoraAdapter, base_shapes, read_adapter
 from readapt_runtime.progress import JsonLog
@@ -118,6 +119,38 @@ def test_without_one_all_rates_are_tried_and_the_best_is_taken(
     )
     assert found.parameters == {"learningRate": pytest.approx(1e-3 * RATES[1]), "tuningSteps": 4}
     assert found.adapter.fingerprint == final[1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "steps", "best"),
+    [
+        ({0: [1, 2, 3, 4], 1: [1, 2, 2, 9], 2: [0, 2, 3, 3]}, [4, 3, 4], 0),
+        ({0: [1, 2, 3, 4], 1: [0, 2, 4, 5], 2: [0, 4, 3, 9]}, [4, 4, 3], 1),
+        ({0: [1, 1, 1, 1], 1: [0, 0, 0, 0], 2: [0, 1, 1, 2]}, [4, 2, 4], 2),
+    ],
+    ids=["behind the first", "behind the second", "as good is not behind"],
+)
+def test_a_rate_that_falls_behind_the_best_before_it_is_given_up(
+    base: LoadedBase,
+    adapter: LoraAdapter,
+    journal: Journal,
+    scores: dict[int, list[float]],
+    steps: list[int],
+    best: int,
+) -> None:
+    """Judged from the second of four steps on."""
+    number = -1
+
+    def grade(step: int, _: LoraAdapter) -> Evaluation:
+        nonlocal number
+        number += step == 0
+        return mark(step, 0.0 if step == 0 else scores[number][step - 1])
+
+    settings = Evenly(max_steps=4, learning_rate=1e-3, batch_size=4, seed=1)
+    found = replace(retrain(base, adapter, journal, Grades(grade)), settings=settings).run()
+    runs = found.evidence["runs"]
+    assert [len(run["trainLosses"]) for run in runs] == steps  # type: ignore[attr-defined]
+    assert found.parameters["learningRate"] == pytest.approx(1e-3 * RATES[best])
 
 
 def test_where_the_new_base_alone_is_good_enough_what_was_trained_is_taken(
