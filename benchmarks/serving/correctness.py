@@ -33,7 +33,7 @@ def first_difference(base: Path, adapters: list[Path]) -> str:
             oracle.assert_greedy(folder, prompt, answer, OUTPUT_TOKENS)
         except AssertionError as error:
             return f"{name}: {error}"
-        for at, worse in enumerate(_regrets(oracle, folder, prompt, near)):
+        for at, worse in enumerate(regrets(oracle, folder, prompt, near)):
             if not worse <= LEAST_LIKELY:
                 return f"{name} in bfloat16: token {at} is {worse:.2f} nats less likely than another"
     return ""
@@ -45,7 +45,7 @@ def _answers(base: Path, adapters: list[Path], dtype: torch.dtype) -> Iterator[t
     asked = [None, *variants] * 2
     size = read_config(base).vocab_size
     stops = Tokens(base, size).stop_ids
-    prompts = Workload("gate", (), requests=len(asked), prompt_tokens=24).prompts(min(size, 40_000))
+    prompts = Workload("gate", (), requests=len(asked), prompt_tokens=24, vocabulary=min(size, 40_000)).prompts()
     answers: list[list[int]] = [[] for _ in asked]
     failures: list[Failure] = []
     for variant, prompt, answer in zip(asked, prompts, answers, strict=True):
@@ -65,9 +65,9 @@ def _answers(base: Path, adapters: list[Path], dtype: torch.dtype) -> Iterator[t
 
 
 @torch.no_grad()
-def _regrets(oracle: Oracle, adapter: Path | None, prompt: list[int], answer: list[int]) -> list[float]:
+def regrets(oracle: Oracle, adapter: Path | None, prompt: list[int], answer: list[int]) -> list[float]:
     """By how many nats each token of ``answer`` is less likely than the likeliest one after what stands before it."""
     logits = oracle.model(adapter)(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].double()
     chosen = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
-    regrets: list[float] = (logits.max(1).values - chosen).tolist()
-    return regrets
+    found: list[float] = (logits.max(1).values - chosen).tolist()
+    return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Event as Signal
 
@@ -69,7 +70,7 @@ class _Driver:
 
     def __init__(self, engine: Engine, variants: Sequence[Variant], work: Workload, vocabulary: int) -> None:
         self._engine, self._variants, self._work = engine, variants, work
-        self._prompts = work.prompts(vocabulary)
+        self._prompts = replace(work, vocabulary=vocabulary).prompts()
         self._loaded = Signal()
         engine.wake = self._loaded.set
         self.gaps: list[float] = []

@@ -73,8 +73,7 @@ def main() -> None:
         return time.perf_counter() - started, answers
 
     run(4)
-    seconds, answers = run(job.workload.output_tokens)
-    report(seconds, sum(map(len, answers)), answers=answers)
+    report(*run(job.workload.output_tokens))
 
 
 if __name__ == "__main__":

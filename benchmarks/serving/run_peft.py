@@ -29,7 +29,7 @@ def main() -> None:
     else:
         extra |= {"do_sample": False}
 
-    def run(output_tokens: int) -> tuple[float, int]:
+    def run(output_tokens: int) -> tuple[float, list[list[int]]]:
         started = time.perf_counter()
         with torch.inference_mode():
             answers = model.generate(
@@ -39,7 +39,7 @@ def main() -> None:
                 min_new_tokens=output_tokens,
                 **extra,
             )
-        return time.perf_counter() - started, answers[:, prompts.shape[1] :].numel()
+        return time.perf_counter() - started, answers[:, prompts.shape[1] :].tolist()
 
     run(4)
     report(*run(job.workload.output_tokens))

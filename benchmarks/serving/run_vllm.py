@@ -29,13 +29,13 @@ def main() -> None:
     asked = [LoRARequest(f"a{i}", i + 1, folder) for i, folder in enumerate(job.adapters)]
     requests = [asked[i % len(asked)] for i in range(len(prompts))] if asked else None
 
-    def run(output_tokens: int) -> tuple[float, int]:
+    def run(output_tokens: int) -> tuple[float, list[list[int]]]:
         params = SamplingParams(
             temperature=job.workload.temperature, top_p=job.workload.top_p, max_tokens=output_tokens, ignore_eos=True
         )
         started = time.perf_counter()
         answers = engine.generate(prompts, params, lora_request=requests, use_tqdm=False)
-        return time.perf_counter() - started, sum(len(a.outputs[0].token_ids) for a in answers)
+        return time.perf_counter() - started, [list(answer.outputs[0].token_ids) for answer in answers]
 
     run(4)
     report(*run(job.workload.output_tokens))

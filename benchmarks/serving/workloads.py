@@ -22,11 +22,13 @@ class Workload:
     temperature: float = 0.0
     """0: greedy."""
     top_p: float = 1.0
+    vocabulary: int = 40_000
+    """Token ids of prompts are below."""
 
-    def prompts(self, vocabulary: int = 40_000) -> list[list[int]]:
-        """Token ids below ``vocabulary``; the same in every process."""
+    def prompts(self) -> list[list[int]]:
+        """Random token ids, the same in every process."""
         rng = random.Random(7)
-        return [[rng.randrange(100, vocabulary) for _ in range(self.prompt_tokens)] for _ in range(self.requests)]
+        return [[rng.randrange(100, self.vocabulary) for _ in range(self.prompt_tokens)] for _ in range(self.requests)]
 
 
 WORKLOADS = (
@@ -59,6 +61,6 @@ class Job:
         return cls(told["base"], tuple(told["adapters"]), told["threads"], Workload(**workload))
 
 
-def report(seconds: float, tokens: int, **more: object) -> None:
-    """The runner's last line."""
-    sys.stdout.write("\n" + json.dumps({"seconds": seconds, "tokens": tokens, **more}) + "\n")
+def report(seconds: float, answers: list[list[int]]) -> None:
+    """The runner's last line: the time of all requests, and the tokens that each was answered."""
+    sys.stdout.write("\n" + json.dumps({"seconds": seconds, "answers": answers}) + "\n")
