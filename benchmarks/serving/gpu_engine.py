@@ -25,7 +25,7 @@ from engine_steps import (
     upload_seconds,
     write_seconds,
 )
-from measured import Measured
+from measured import Measured, markdown
 from random_adapters import write_mixed
 from residency import pool_bytes
 from workloads import Workload
@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folders = list(write_mixed(told.base, Path(scratch) / "timed", 32, (RANK,)).values())
         rows = [*decoding(told.base, folders, DECODED), *swapping(told.base, folders[:1], told.rounds)]
         rows += churning(told.base, folders[:CYCLED], CHURNED)
-    sys.stdout.write(f"{torch.cuda.get_device_name()}\n\n{table(rows)}\n")
+    ratios = markdown([("ratio", "what", "measured", "÷"), *rows])
+    sys.stdout.write(f"{torch.cuda.get_device_name()}\n\n{ratios}")
     return 0
 
 
@@ -115,12 +116,6 @@ def churning(base: Path, folders: Sequence[Path], work: Workload) -> list[Row]:
         ("H9", f"ITL p99, {len(variants)} adapters {name}; {loads} loads", f"{p99 * 1e3:.2f} ms", f"{p99 / steady:.2f}")
         for name, (p99, loads) in found.items()
     ]
-
-
-def table(rows: Sequence[Row]) -> str:
-    """In Markdown."""
-    lines = [("ratio", "what", "measured", "÷"), ("---",) * 4, *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _limits(pool: int) -> Limits:

@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from attention_case import LLAMA_8B, TIMED, Contexts, DecodeAttention
@@ -13,7 +14,7 @@ from graph_timing import capture, copy_bandwidth, graph_seconds, host_seconds
 from lora_cases import Batch, Case, decode_batches, llama_8b
 from lora_check import TOLERANCE, largest_error
 from lora_engines import Config, Engine, Maker, Ours, Tuned, run_stack
-from measured import Measured
+from measured import Measured, markdown
 from triton.errors import TritonError
 
 OURS = "Readapt"
@@ -43,15 +44,20 @@ class Wrong(Exception):
     """An engine that does not compute what fp64 says: no times are told."""
 
 
-def compare(makers: Mapping[str, Maker], sweep: bool, rounds: int) -> int:
-    """Prints the tables; 1 when an engine is wrong, before any time of its case is told."""
+def compare(makers: Mapping[str, Maker], sweep: bool, rounds: int, out: Path | None = None) -> int:
+    """Prints the tables, and draws ``kernels.svg`` in ``out``.
+
+    1 when an engine is wrong, before any time of its case is told.
+    """
     bandwidth = copy_bandwidth(rounds)
-    tables = [f"{torch.cuda.get_device_name()}, copy {bandwidth.middle / 1e12:.2f} TB/s (read + write)"]
+    tables = [f"{torch.cuda.get_device_name()}, copy {bandwidth.middle / 1e12:.2f} TB/s (read + write)\n"]
     lines: list[list[str]] = []
+    times: dict[str, dict[str, Measured]] = {}
     tuned: dict[tuple[str, int], Tuned] = {}
     try:
         for batch in decode_batches():
-            lines += _rows(_case(batch), makers, sweep, rounds, bandwidth, tuned)
+            times[batch.name] = {}
+            lines += _rows(_case(batch), makers, sweep, rounds, bandwidth, tuned, times[batch.name])
             torch.cuda.empty_cache()
         overheads = [_overhead(batch, rounds) for batch in OVERHEADS]
         attention = [_attention(contexts, rounds, bandwidth) for contexts in TIMED]
@@ -69,11 +75,16 @@ def compare(makers: Mapping[str, Maker], sweep: bool, rounds: int) -> int:
         "host µs a step",
         "÷ Readapt",
     ]
-    tables.append(_markdown([headings, *lines]))
-    tables.append(_markdown([["LoRA and base products ÷ base products, no attention", "ratio"], *overheads]))
+    tables.append(markdown([headings, *lines]))
+    tables.append(markdown([["LoRA and base products ÷ base products, no attention", "ratio"], *overheads]))
     headings = ["decode attention, 32 layers", "µs", "share of copy bandwidth"]
-    tables.append(_markdown([headings, *attention]))
-    sys.stdout.write("\n\n".join(tables) + "\n")
+    tables.append(markdown([headings, *attention]))
+    sys.stdout.write("\n".join(tables))
+    if out:
+        from charts import plot_rates
+
+        out.mkdir(parents=True, exist_ok=True)
+        plot_rates(times, out / "kernels.svg", "µs, 32 layers")
     return 0
 
 
@@ -88,8 +99,9 @@ def _rows(
     rounds: int,
     bandwidth: Measured,
     tuned: dict[tuple[str, int], Tuned],
+    times: dict[str, Measured],
 ) -> Iterator[list[str]]:
-    """H1 to H5, H7 and H10 of one batch, one line per engine and configuration."""
+    """H1 to H5, H7 and H10 of one batch, one line per engine and configuration; its microseconds go into ``times``."""
     every = range(len(case.shapes.linears))
     engines: dict[str, Engine] = {}
     graphs: dict[str, torch.cuda.CUDAGraph] = {}
@@ -104,12 +116,13 @@ def _rows(
     seconds = graph_seconds(graphs, rounds)
     host = {name: _host(engine, rounds) for name, engine in engines.items()}
     for name, engine in engines.items():
+        times[name] = Measured(tuple(1e6 * s for s in seconds[name].values))
         share = Measured(tuple(case.weight_bytes / s for s in seconds[name].values)).middle / bandwidth.middle
         held = engine.weight_bytes / engines[OURS].weight_bytes
         yield [
             case.batch.name,
             name,
-            Measured(tuple(1e6 * s for s in seconds[name].values)).text(0),
+            times[name].text(0),
             seconds[name].per(seconds[OURS]).text(2),
             f"{share:.2f}",
             f"{engine.weight_bytes / 2**30:.2f}",
@@ -194,8 +207,3 @@ def _attention(contexts: Contexts, rounds: int, bandwidth: Measured) -> list[str
     seconds = graph_seconds({"": capture(stack.run)}, rounds)[""]
     share = stack.bytes_read / seconds.middle / bandwidth.middle
     return [contexts.name, Measured(tuple(1e6 * s for s in seconds.values)).text(0), f"{share:.2f}"]
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in ruled)

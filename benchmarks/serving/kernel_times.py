@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     from kernel_tables import compare
 
-    return compare(makers, told.sweep, told.rounds)
+    return compare(makers, told.sweep, told.rounds, told.out)
 
 
 def _makers(told: argparse.Namespace) -> Iterator[tuple[str, Maker]]:
@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="only whether all are right, in the interpreter")
     parser.add_argument("--sweep", action="store_true", help="also the peers' best of a grid of configurations")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="gets kernels.svg")
     return parser
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import kernel_tables
 import pytest
@@ -60,10 +61,13 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
 
-def test_each_engine_has_a_line_and_ratios_are_theirs_over_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_engine_has_a_line_and_ratios_are_theirs_over_ours(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     makers = {"Readapt": lambda case, tuned: Ours(case), "slower": lambda case, tuned: Slower(case)}
 
-    assert kernel_tables.compare(makers, sweep=False, rounds=3) == 0
+    assert kernel_tables.compare(makers, sweep=False, rounds=3, out=tmp_path) == 0
+    assert (tmp_path / "kernels.svg").stat().st_size > 1000
 
     told = capsys.readouterr().out
     ours, slower = (line for line in told.splitlines() if line.startswith("| check |"))
