@@ -42,7 +42,10 @@ class PageKind(StrEnum):
 
 
 class PageOrder(StrEnum):
-    """Which index is the slow one: a page's layers lie together (GPU copies), or a layer's pages (CPU views)."""
+    """Which index is the slow one: a page's layers lie together (GPU copies), or a layer's pages (CPU views).
+
+    So it says whose pages they are, too: Triton's kernels work on the first, the others on the second.
+    """
 
     PAGE_MAJOR = "page-major"
     LAYER_MAJOR = "layer-major"
@@ -98,7 +101,7 @@ class PagePool:
         self.accelerator = accelerator or accelerator_of(device)
         self.dtype = dtype
         self.device = device
-        self.order = order or (PageOrder.LAYER_MAJOR if device.type == "cpu" else PageOrder.PAGE_MAJOR)
+        self.order = order or (PageOrder.PAGE_MAJOR if device.type == "cuda" else PageOrder.LAYER_MAJOR)
         self.num_pages = memory_bytes // layout.page_bytes(dtype)
         if self.num_pages < 1:
             raise PoolTooSmall(f"{memory_bytes} bytes hold no page of {layout.page_bytes(dtype)} bytes")

@@ -41,8 +41,11 @@ def has_kernels(config: DecoderConfig, dtype: torch.dtype, device: torch.device)
     )
 
 
-def choose_ops(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> Ops:
-    if has_kernels(config, dtype, device):
+def choose_ops(
+    config: DecoderConfig, dtype: torch.dtype, device: torch.device, order: PageOrder = PageOrder.LAYER_MAJOR
+) -> Ops:
+    """Compiled ones on a CPU that can have them, to go with their attention over pages in ``order``; else torch's."""
+    if order is PageOrder.LAYER_MAJOR and has_kernels(config, dtype, device):
         return CpuOps(config.rms_norm_eps, dtype)
     return TorchOps(config.rms_norm_eps)
 

@@ -1,9 +1,9 @@
 """The decoder: one forward pass over a ragged batch, whatever mixture of prompts, continuations and adapters.
 
 In: ``Batch``. Out: logits of the rows that sample, and tokens picked from them. Linears are fused (qkv, gate-up); each
-is followed by the LoRA backend, which adds what the adapters contribute to their rows. Where ranks share the model,
-their parts of o and down are summed with the adapters' parts in them. ``Decoder`` plans each batch anew;
-``static_decoder`` runs the same layers over static buffers.
+is followed by the LoRA backend, which adds what the adapters contribute to their rows, and by what ranks that share
+the model compute of adapters together; their parts of o and down are summed with the adapters' parts in them.
+``Decoder`` plans each batch anew; ``static_decoder`` runs the same layers over static buffers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from readapt_runtime.model.config import Linear
 from readapt_runtime.model.exchange import Alone, Exchange
 from readapt_runtime.model.lora import LayerLora
 from readapt_runtime.model.ops import Ops
-from readapt_runtime.model.weights import DecoderWeights, LayerWeights
+from readapt_runtime.model.weights import DecoderWeights
 
 
 class Layers:
@@ -37,11 +37,11 @@ class Layers:
         delta = None
         for index, layer in enumerate(self._weights.layers):
             x = self._ops.add_norm(hidden, delta, layer.input_norm)
-            mixed = attention.run(index, _linear(lora, index, layer, Linear.QKV, x), layer.qk_norm)
-            delta = self._exchange.sum(_linear(lora, index, layer, Linear.O, mixed))
+            mixed = attention.run(index, self._linear(lora, index, Linear.QKV, x), layer.qk_norm)
+            delta = self._exchange.sum(self._linear(lora, index, Linear.O, mixed))
             x = self._ops.add_norm(hidden, delta, layer.post_attention_norm)
-            inner = self._ops.silu_mul(_linear(lora, index, layer, Linear.GATE_UP, x))
-            delta = self._exchange.sum(_linear(lora, index, layer, Linear.DOWN, inner))
+            inner = self._ops.silu_mul(self._linear(lora, index, Linear.GATE_UP, x))
+            delta = self._exchange.sum(self._linear(lora, index, Linear.DOWN, inner))
         return self._ops.add_norm(hidden, delta, self._weights.norm)
 
     def logits(self, last: torch.Tensor) -> torch.Tensor:
@@ -52,15 +52,23 @@ class Layers:
         """See ``sampler.pick``."""
         return pick(logits, *self._ops.greedy(logits), draws, self._ops.draw)
 
+    def _linear(self, lora: LayerLora, index: int, linear: Linear, x: torch.Tensor) -> torch.Tensor:
+        lora.begin(index, linear, x)
+        y = self._weights.layers[index].linears[linear](x)
+        lora.run(index, linear, x, y)
+        self._exchange.add(index, linear, x, y)
+        return y
+
 
 class Decoder:
-    """See ``engine.Model``; for backends that plan each batch, and for a rank's share.
+    """See ``engine.Model``; for backends that plan each batch, alone or of a rank's share.
 
     A step that can be computed in one call is.
     """
 
     def __init__(self, weights: DecoderWeights, backends: Backends, exchange: Exchange | None = None) -> None:
-        self._layers = Layers(weights, backends.ops, exchange or Alone())
+        self._exchange = exchange or Alone()
+        self._layers = Layers(weights, backends.ops, self._exchange)
         self._attention, self._lora = backends.attention, backends.lora
         self._stack = backends.stack(weights) if exchange is None else None
         self._device = weights.embedding.device
@@ -68,7 +76,7 @@ class Decoder:
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
         """See ``engine.Model``."""
-        batch = batch.on(self._device)
+        batch = self._exchange.plan(batch.on(self._device))
         self._attention.plan(batch)
         self._lora.plan(batch)
         return self._layers.logits(self._run(batch.token_ids)[batch.sampled])
@@ -83,10 +91,3 @@ class Decoder:
     def pick(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
         """See ``engine.Model``."""
         return self._layers.pick(logits, batch.draws.on(self._device))
-
-
-def _linear(lora: LayerLora, index: int, layer: LayerWeights, linear: Linear, x: torch.Tensor) -> torch.Tensor:
-    lora.begin(index, linear, x)
-    y = layer.linears[linear](x)
-    lora.run(index, linear, x, y)
-    return y

@@ -2,7 +2,8 @@
 
 Between the upload and the tokens nothing waits for the device and nothing depends on the batch but its ``StepShape``.
 Steps in which every row decodes are recorded per shape; those with prompts are launched anew. The head and the
-sampling follow outside the recorded part: their logits would otherwise be kept for every bucket.
+sampling follow outside the recorded part: their logits would otherwise be kept for every bucket. A rank among several
+launches all steps anew, with the exchange between the launches: no recording holds a collective.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import torch
 from readapt_runtime.engine.core import Batch
 from readapt_runtime.engine.draws import Draws
 from readapt_runtime.engine.pool import PagePool, kv_pages
+from readapt_runtime.model.accelerator import Compute
 from readapt_runtime.model.backends import Bounds
 from readapt_runtime.model.config import DecoderConfig
 from readapt_runtime.model.decoder import Layers
-from readapt_runtime.model.exchange import Alone
+from readapt_runtime.model.exchange import Alone, Exchange
 from readapt_runtime.model.ops import Ops
 from readapt_runtime.model.replay import Buckets, Replays, StepShape
 from readapt_runtime.model.rotary import rotary_tables
@@ -50,6 +52,7 @@ class StaticDecoder:
         pool: PagePool,
         bounds: Bounds,
         options: StepOptions = StepOptions(),
+        exchange: Exchange | None = None,
     ) -> None:
         accelerator = pool.accelerator
         tokens, rows = bounds.max_batch_tokens, bounds.max_running
@@ -64,8 +67,9 @@ class StaticDecoder:
         fields = self._inputs.device
         self._attention = TritonAttention(config, pool, tables, limits, fields)
         self._lora = TritonLora(config, pool, places.layout, fields.work, accelerator, options.overlap)
-        self._layers = Layers(weights, ops, Alone())
-        self.replays = Replays(self._compute, accelerator.record)
+        self._exchange = exchange or Alone()
+        self._layers = Layers(weights, ops, self._exchange)
+        self.replays = Replays(self._compute, accelerator.record if exchange is None else _again)
         if options.record_at_start:
             self.record()
             self.warm_up()
@@ -90,7 +94,7 @@ class StaticDecoder:
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
         """See ``engine.Model``."""
-        shape = self._inputs.fill(batch)
+        shape = self._inputs.fill(self._exchange.plan(batch))
         last = self.replays.run(shape) if self.buckets.holds(shape) else self._compute(shape)
         return self._layers.logits(last.index_select(0, self._inputs.device.sampled[: len(batch.sampled)]))
 
@@ -100,7 +104,15 @@ class StaticDecoder:
         return self._layers.pick(logits, self._inputs.draws(batch))
 
     def _compute(self, shape: StepShape) -> torch.Tensor:
-        """What the head takes, ``[shape.tokens, hidden]``; depends on static memory and the shape alone."""
+        """What the head takes, ``[shape.tokens, hidden]``.
+
+        Depends on static memory and the shape alone; among several ranks on what the exchange planned, too.
+        """
         attention = self._attention.launches(shape)
         lora = self._lora.launches(shape.tiles, shape.prompts)
         return self._layers.run(self._inputs.device.token_ids[: shape.tokens], attention, lora)
+
+
+def _again(compute: Compute) -> Compute:
+    """In place of a recording: launches anew each time."""
+    return compute

@@ -30,7 +30,7 @@ class Meeting:
 
 
 class Group:
-    """See ``Exchange``; made by every rank at once. Raises RuntimeError (torch's) when another rank does not answer."""
+    """Collectives, made by every rank at once. Raises RuntimeError (torch's) when another rank does not answer."""
 
     def __init__(self, shard: Shard, device: torch.device, meeting: Meeting) -> None:
         self._shard = shard
@@ -40,10 +40,12 @@ class Group:
             raise RuntimeError(f"{int(everyone)} ranks answered, not {shard.world}")
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """See ``Exchange``."""
         self._group.allreduce(x).wait()
         return x
 
     def join(self, logits: torch.Tensor) -> torch.Tensor:
+        """See ``Exchange``."""
         rows, size = logits.shape
         if rows == 0:
             return logits.new_empty(0, self._shard.whole.vocab_size)

@@ -1,4 +1,4 @@
-"""LoRA of fully sharded adapters beside that of the others.
+"""What a rank asks of the others: the sums of the base, and LoRA of fully sharded adapters beside that of the rest.
 
 ``x Aᵀ`` is computed in parts: by rank rows where outputs are shared out, so that the parts are gathered; by inputs
 where these are shared out, so that they are summed. Then each rank adds what its part of B makes of the whole. For o
@@ -18,28 +18,29 @@ from readapt_runtime.engine.core import Batch, Segment
 from readapt_runtime.engine.pool import PagePool
 from readapt_runtime.model.adapter_image import LinearFactors
 from readapt_runtime.model.config import Linear
-from readapt_runtime.model.lora import LoraBackend
 from readapt_runtime.model.shard import COLUMN_PARALLEL
 from readapt_runtime.parallel.group import Group
 
 
-class ShardedLora:
-    """See ``LoraBackend``; one exchange per fused linear for all fully sharded adapters of a step."""
+class Others:
+    """See ``Exchange``; one collective per fused linear for all fully sharded adapters of a step."""
 
-    def __init__(self, inner: LoraBackend, pool: PagePool, group: Group) -> None:
-        self._inner, self._pool, self._group = inner, pool, group
+    def __init__(self, group: Group, pool: PagePool) -> None:
+        self._group, self._pool = group, pool
         self._segments: Sequence[Segment] = ()
 
-    def plan(self, batch: Batch) -> None:
+    def plan(self, batch: Batch) -> Batch:
         self._segments = [s for s in batch.segments if s.adapter.variant.image.fully_sharded]
         rest = tuple(s for s in batch.segments if not s.adapter.variant.image.fully_sharded)
-        self._inner.plan(replace(batch, segments=rest) if self._segments else batch)
+        return replace(batch, segments=rest) if self._segments else batch
 
-    def begin(self, layer: int, linear: Linear, x: torch.Tensor) -> None:
-        self._inner.begin(layer, linear, x)
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        return self._group.sum(x)
 
-    def run(self, layer: int, linear: Linear, x: torch.Tensor, y: torch.Tensor) -> None:
-        self._inner.run(layer, linear, x, y)
+    def join(self, logits: torch.Tensor) -> torch.Tensor:
+        return self._group.join(logits)
+
+    def add(self, layer: int, linear: Linear, x: torch.Tensor, y: torch.Tensor) -> None:
         found = [(s, s.adapter.variant.image.layers[layer].get(linear)) for s in self._segments]
         work = [_Work(s, f, self._pool.flat(s.adapter.entry, layer)) for s, f in found if f is not None]
         if not work:

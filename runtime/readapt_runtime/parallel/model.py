@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from readapt_runtime.engine.core import Batch
-from readapt_runtime.model.decoder import Decoder
+from readapt_runtime.engine.engine import Model
 from readapt_runtime.parallel.crew import Crew
 from readapt_runtime.parallel.steps import StepWriter
 
@@ -13,7 +13,7 @@ from readapt_runtime.parallel.steps import StepWriter
 class ParallelModel:
     """See ``engine.Model``; rank 0."""
 
-    def __init__(self, decoder: Decoder, crew: Crew) -> None:
+    def __init__(self, decoder: Model, crew: Crew) -> None:
         self._decoder, self._crew = decoder, crew
         self._writer = StepWriter()
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from readapt_runtime.engine.engine import Model
-from readapt_runtime.engine.pool import PageLayout, PagePool
-from readapt_runtime.model.backends import Bounds, choose_backends, choose_ops
-from readapt_runtime.model.decoder import Decoder
+from readapt_runtime.engine.pool import PageLayout, PageOrder, PagePool
+from readapt_runtime.model.backends import Bounds, choose_ops
 from readapt_runtime.model.decoders import choose_decoder
 from readapt_runtime.model.ops import Ops
 from readapt_runtime.model.shard import Shard
 from readapt_runtime.model.weights import DecoderWeights, load_weights
 from readapt_runtime.parallel.group import Group
-from readapt_runtime.parallel.lora import ShardedLora
+from readapt_runtime.parallel.lora import Others
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +29,8 @@ class Plan:
     pool_bytes: int
     """Of the pod: each rank gets an equal part."""
     bounds: Bounds
+    order: PageOrder | None = None
+    """Of each pool's pages; None is that of the device. It decides who computes (``choose_decoder``)."""
 
     def device_of(self, shard: Shard) -> torch.device:
         if self.device == "cuda" and shard.world > 1:
@@ -47,14 +48,10 @@ class Loaded:
     weights: DecoderWeights
     pool: PagePool
 
-    def decoder(self) -> Model:
-        """Of a rank alone."""
-        return choose_decoder(self.shard.config, self.weights, self.ops, self.pool, self.plan.bounds)
-
-    def part(self, group: Group) -> Decoder:
-        """Of one rank among several. On a GPU by torch: recorded steps hold no exchange (ADR 0011)."""
-        backends = choose_backends(self.shard.config, self.ops, self.pool, self.plan.bounds)
-        return Decoder(self.weights, replace(backends, lora=ShardedLora(backends.lora, self.pool, group)), group)
+    def decoder(self, group: Group | None = None) -> Model:
+        """Of a rank alone, or of one among several."""
+        others = None if group is None else Others(group, self.pool)
+        return choose_decoder(self.shard.config, self.weights, self.ops, self.pool, self.plan.bounds, others)
 
 
 def load(plan: Plan, shard: Shard) -> Loaded:
@@ -62,8 +59,10 @@ def load(plan: Plan, shard: Shard) -> Loaded:
     device, config = plan.device_of(shard), shard.config
     if shard.world > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // shard.world))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # Triton launches on the current device, wherever the tensors are
     config.require_length(plan.bounds.max_model_len)
-    ops = choose_ops(config, plan.dtype, device)
+    pool = PagePool(PageLayout.of(config), plan.pool_bytes // shard.world, plan.dtype, device, plan.order)
+    ops = choose_ops(config, plan.dtype, device, pool.order)
     weights = load_weights(plan.base, shard.whole, plan.dtype, device, ops, shard)
-    pool = PagePool(PageLayout.of(config), plan.pool_bytes // shard.world, plan.dtype, device)
     return Loaded(plan, shard, ops, weights, pool)

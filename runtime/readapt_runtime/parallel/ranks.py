@@ -47,7 +47,7 @@ def start_ranks(
     crew = Crew(plan, config, world, patience)
     try:
         loaded = load(plan, shard)
-        model = ParallelModel(loaded.part(crew.meet(loaded.pool.num_pages)), crew)
+        model = ParallelModel(loaded.decoder(crew.meet(loaded.pool.num_pages)), crew)
     except BaseException:
         crew.close()
         raise

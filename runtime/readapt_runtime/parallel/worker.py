@@ -133,7 +133,7 @@ def _begin(plan: Plan, shard: Shard, meeting: Meeting, steps: Connection) -> tup
 def _compute(loaded: Loaded, group: Group, held: Held, steps: Connection) -> None:
     """Runs steps until rank 0 is gone."""
     reader = StepReader(loaded.pool, held.images)
-    decoder = loaded.part(group)
+    decoder = loaded.decoder(group)
     while True:
         batch = reader.read(steps.recv_bytes())
         held.step_read()

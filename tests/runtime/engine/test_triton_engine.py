@@ -14,6 +14,7 @@ import pytest
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageOrder
+from readapt_runtime.model.exchange import Alone, Exchange
 from readapt_runtime.model.ops import TorchOps
 from readapt_runtime.model.static_decoder import StaticDecoder, StepOptions
 from readapt_testing.launch_tape import LaunchTape
@@ -33,11 +34,17 @@ class Static:
 
     @classmethod
     def of(
-        cls, tiny: Tiny, limits: EngineLimits, num_pages: int = 120, max_model_len: int = 64, **options: bool
+        cls,
+        tiny: Tiny,
+        limits: EngineLimits,
+        num_pages: int = 120,
+        max_model_len: int = 64,
+        exchange: Exchange | None = None,
+        **options: bool,
     ) -> Static:
         tape = LaunchTape()
         ops = TorchOps(tiny.config.rms_norm_eps)
-        decoder = partial(StaticDecoder, options=StepOptions(**options))
+        decoder = partial(StaticDecoder, options=StepOptions(**options), exchange=exchange)
         order = PageOrder.PAGE_MAJOR
         engine = tiny.engine(num_pages, limits, order, lambda: 0.0, max_model_len, decoder, None, ops, tape)
         return cls(tiny, tape, engine)
@@ -93,11 +100,12 @@ def test_steps_recorded_at_start_draw_what_is_drawn_on_a_cpu(tiny: Tiny) -> None
     assert static.tape.recorded == 2 * len((1, 2, 3))
 
 
-def test_every_kernel_is_met_before_the_first_request(tiny: Tiny) -> None:
+@pytest.mark.parametrize("exchange", [None, Alone()], ids=["alone", "with an exchange"])
+def test_every_kernel_is_met_before_the_first_request(tiny: Tiny, exchange: Exchange | None) -> None:
     """A launch is compiled anew for other constants, types, or numbers that are multiples of 16; none runs here."""
     with recorded() as before:
         limits = EngineLimits(max_batch_tokens=320, max_running=4, chunk_tokens=300)
-        static = Static.of(tiny, limits, max_model_len=320, record_at_start=True)
+        static = Static.of(tiny, limits, max_model_len=320, exchange=exchange, record_at_start=True)
     served: list[Launch] = []
     for name, length in ((None, 5), ("r4", 20), (None, 310), ("r3", 270), ("r4", 300), ("r8", 319), ("r64", 257)):
         with recorded() as seen:
@@ -108,6 +116,7 @@ def test_every_kernel_is_met_before_the_first_request(tiny: Tiny) -> None:
     assert {launch.kernel for launch in served} >= {"prefill_kernel", "plan_prefill_kernel", "shrink_kernel"}
     assert len({launch.constants["BLOCK_C"] for launch in served if launch.kernel == "shrink_kernel"}) == 3
     assert {repr(launch) for launch in served} <= {repr(launch) for launch in before}
+    assert static.tape.recorded == (2 * len((1, 2, 4)) if exchange is None else 0)
 
 
 def _draw(engine: Engine, tiny: Tiny) -> list[Answer]:

@@ -13,7 +13,7 @@ from readapt_api.contract import Digest
 from readapt_runtime.engine.core import Variant
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
-from readapt_runtime.engine.pool import PageLayout
+from readapt_runtime.engine.pool import PageLayout, PageOrder
 from readapt_runtime.lora_format import AdapterReader
 from readapt_runtime.model.backends import Bounds
 from readapt_runtime.model.config import read_config
@@ -54,13 +54,18 @@ def tiny_ranks(
     full_shard_rank: int = 128,
     dtype: torch.dtype = torch.float32,
     patience: Patience = PATIENCE,
+    order: PageOrder | None = None,
 ) -> Iterator[TinyRanks]:
-    """Ranks on the CPU with ``num_pages`` each; they are gone when the block ends."""
+    """Ranks on the CPU with ``num_pages`` each; they are gone when the block ends.
+
+    With pages as Triton's kernels want them it is these that compute, in the interpreter.
+    """
     threads = torch.get_num_threads()
     config = read_config(base)
     pool_bytes = world * num_pages * PageLayout.of(Shard(config, 0, world).config).page_bytes(dtype)
     bounds = Bounds(512, limits.max_batch_tokens, limits.max_running, 512)
-    ranks = start_ranks(Plan(base, dtype, "cpu", pool_bytes, bounds), config, world, full_shard_rank, patience)
+    plan = Plan(base, dtype, "cpu", pool_bytes, bounds, order)
+    ranks = start_ranks(plan, config, world, full_shard_rank, patience)
     try:
         yield TinyRanks(base, ranks, Engine(ranks.model, ranks.pool, limits, clock=lambda: 0.0))
     finally:
