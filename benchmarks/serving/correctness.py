@@ -1,7 +1,7 @@
 """The gate before any speed: greedy tokens of a mixed batch against transformers + PEFT.
 
-In float32 they are the oracle's. What is timed is bfloat16, which other kernels compute: there every token may be less
-likely than the oracle's best one by no more than a bound.
+In float32, on a CPU, they are the oracle's. What is timed is bfloat16, which other kernels compute, perhaps on another
+device: there every token may be less likely than the oracle's best one by no more than a bound.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from readapt_engine import build
+from readapt_engine import CPU, build
 from workloads import Workload
 
 from readapt_runtime.engine.core import Failure, Request, SamplingParams, Token
@@ -23,10 +23,14 @@ LEAST_LIKELY = 0.5
 """Nats by which the oracle may prefer another token to one of bfloat16; measured are up to 0.2."""
 
 
-def first_difference(base: Path, adapters: list[Path]) -> str:
-    """Two requests to the base and to each adapter, all in one batch; empty when every answer is right."""
+def first_difference(base: Path, adapters: list[Path], device: torch.device = CPU) -> str:
+    """Two requests to the base and to each adapter, all in one batch; empty when every answer is right.
+
+    ``device``: where what is timed computes.
+    """
     oracle, targets = Oracle(base), [None, *adapters] * 2
-    exact, rounded = (_answers(base, adapters, dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact = _answers(base, adapters, torch.float32, CPU)
+    rounded = _answers(base, adapters, torch.bfloat16, device)
     for folder, (prompt, answer), (_, near) in zip(targets, exact, rounded, strict=True):
         name = folder.name if folder else "base"
         try:
@@ -39,9 +43,11 @@ def first_difference(base: Path, adapters: list[Path]) -> str:
     return ""
 
 
-def _answers(base: Path, adapters: list[Path], dtype: torch.dtype) -> Iterator[tuple[list[int], list[int]]]:
+def _answers(
+    base: Path, adapters: list[Path], dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[list[int], list[int]]]:
     """(prompt, answer) of each request. Raises what a request failed with."""
-    engine, variants = build(base, adapters, dtype)
+    engine, variants = build(base, adapters, dtype, device)
     asked = [None, *variants] * 2
     size = read_config(base).vocab_size
     stops = Tokens(base, size).stop_ids

@@ -25,6 +25,7 @@ from pathlib import Path
 import to_gguf
 from correctness import LEAST_LIKELY, first_difference, regrets
 from measured import Measured, markdown
+from processes import base_folder, positive
 from random_adapters import RANKS, write_random
 from workloads import WORKLOADS, Job, Workload
 
@@ -68,14 +69,19 @@ class Found:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """1 when the gate is red, an engine failed, or Readapt's timed answers are wrong."""
-    told = _parser().parse_args(arguments)
+    parser = _parser()
+    told = parser.parse_args(arguments)
+    asked = [w for w in WORKLOADS if told.only in w.name]
+    if not asked:
+        parser.error(f"--only {told.only}: no workload's name has this in it; there are {[w.name for w in WORKLOADS]}")
+    if told.out:
+        told.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         adapters = write_adapters(told.base, Path(scratch))
         if difference := first_difference(told.base, [paths[0] for paths in adapters.values() if paths]):
             sys.stderr.write(f"no speed is reported: {difference}\n")
             return 1
         engines = dict(_engines(told, Path(scratch)))
-        asked = [w for w in WORKLOADS if told.only in w.name]
         jobs = {w: Job(str(told.base), folders(w, adapters), told.threads, w) for w in asked}
         found = {w: measure(job, engines, told.runs) for w, job in jobs.items()}
         verdicts = judge(told.base, jobs, found)
@@ -88,12 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--base", type=base_folder, required=True, metavar="DIR")
     parser.add_argument("--vllm", type=Path, metavar="PYTHON")
     parser.add_argument("--llama", type=Path, metavar="PYTHON")
     parser.add_argument("--peft", action="store_true", help="also transformers + PEFT, in this environment")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--only", default="", metavar="TEXT", help="workloads whose name has this in it")
     parser.add_argument("--out", type=Path, metavar="DIR", help="gets decode.json and decode.svg")
     return parser
@@ -232,7 +238,6 @@ def verdict_table(verdicts: Mapping[tuple[str, Workload], Verdict]) -> str:
 def _keep(out: Path, found: Mapping[Workload, Found]) -> None:
     from charts import plot_rates
 
-    out.mkdir(parents=True, exist_ok=True)
     record = {w.name: {"tokensPerSecond": each.rates, "failed": each.failed} for w, each in found.items()}
     (out / "decode.json").write_text(json.dumps(record, indent=1) + "\n")
     plot_rates(

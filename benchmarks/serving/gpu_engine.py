@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/serving/gpu_engine.py --base DIR [--rounds 20]
 
-In process, bfloat16, random adapters on all linears. The answers are checked first, on the CPU, as in ``server.py``;
-the kernels are checked by ``kernel_times.py``.
+In process, bfloat16, random adapters on all linears. The answers of the engine on the GPU are checked first, as those
+on the CPU are in ``server.py``; the kernels are checked by ``kernel_times.py``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     with tempfile.TemporaryDirectory() as scratch:
         mixed = list(write_mixed(told.base, Path(scratch) / "checked", 4).values())
-        if difference := first_difference(told.base, mixed):
+        if difference := first_difference(told.base, mixed, torch.device("cuda")):
             sys.stderr.write(f"no speed is reported: {difference}\n")
             return 1
         folders = list(write_mixed(told.base, Path(scratch) / "timed", 32, (RANK,)).values())

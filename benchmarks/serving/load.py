@@ -24,7 +24,7 @@ from typing import Any
 import aiohttp
 from outcomes import FIRST_TOKEN_SLO_S, Outcome, summarize, table
 from streaming import ask
-from traffic import SEED, Arrival, add_profile_arguments, generate, profile_of, read_trace
+from traffic import SEED, Arrival, BadTraffic, add_profile_arguments, generate, profile_of, read_trace
 
 TIMEOUT_S = 600.0
 VOCABULARY = (100, 40_000)
@@ -71,18 +71,24 @@ async def replay(trace: Sequence[Arrival], target: Target, seed: int = SEED) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when every answer was whole, else 1."""
-    told = _parser().parse_args(arguments)
-    trace = read_trace(told.trace) if told.trace else generate(profile_of(told), told.seed)
+    parser = _parser()
+    told = parser.parse_args(arguments)
+    try:
+        trace = read_trace(told.trace) if told.trace else generate(profile_of(told), told.seed)
+    except BadTraffic as error:
+        parser.error(str(error))
+    for path in (told.json, told.plot):
+        if path and not path.parent.is_dir():
+            parser.error(f"{path}: no such folder: {path.parent}")
     names = told.models.split(",")
     if names == [told.models] and "{}" in told.models:
         names = [told.models.replace("{}", str(k)) for k in range(told.adapters)]
-    low, high = map(int, told.vocabulary.split(":"))
     target = Target(
         url=told.url.rstrip("/"),
         models=tuple(names),
         base=told.base,
-        vocabulary=(low, high),
-        extra=json.loads(told.extra),
+        vocabulary=told.vocabulary,
+        extra=told.extra,
         timeout_s=told.timeout,
         api_key=told.api_key_file.read_text().strip() if told.api_key_file else "",
     )
@@ -99,6 +105,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if summary.errors else 0
 
 
+def _vocabulary(text: str) -> tuple[int, int]:
+    low, _, high = text.partition(":")
+    if not (low.isdecimal() and high.isdecimal() and int(low) < int(high)):
+        raise argparse.ArgumentTypeError(f"{text}: must be two numbers, the smaller one first, as in 100:40000")
+    return int(low), int(high)
+
+
+def _fields(text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    if not isinstance(fields, dict):
+        raise argparse.ArgumentTypeError(f"{text}: must be an object")
+    return fields
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True, help="without /v1")
@@ -107,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trace", type=Path, metavar="FILE", help="of traffic.py; else generated as below")
     add_profile_arguments(parser)
     parser.add_argument("--slo", type=float, action="append", metavar="SECONDS", help="first token; repeatable")
-    parser.add_argument("--vocabulary", default=":".join(map(str, VOCABULARY)), metavar="LOW:HIGH")
-    parser.add_argument("--extra", default="{}", metavar="JSON")
+    parser.add_argument("--vocabulary", type=_vocabulary, default=VOCABULARY, metavar="LOW:HIGH")
+    parser.add_argument("--extra", type=_fields, default={}, metavar="JSON")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="SECONDS", help="of one request")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE")
     parser.add_argument("--name", default="run", help="of the row in the table")

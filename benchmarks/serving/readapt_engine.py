@@ -12,22 +12,24 @@ from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.pool import PageLayout, PagePool
 from readapt_runtime.lora_format import read_adapter
 from readapt_runtime.model.adapter_image import pack_adapter
-from readapt_runtime.model.backends import Bounds, choose_backends, choose_ops
+from readapt_runtime.model.backends import Bounds, choose_ops
 from readapt_runtime.model.config import read_config
-from readapt_runtime.model.decoder import Decoder
+from readapt_runtime.model.decoders import choose_decoder
 from readapt_runtime.model.weights import load_weights
 
 _POOL_BYTES = 1536 << 20
-_CPU = torch.device("cpu")
+CPU = torch.device("cpu")
 
 
-def build(base: Path, adapters: list[Path], dtype: torch.dtype) -> tuple[Engine, list[Variant]]:
-    """The engine on a CPU, and one variant per folder."""
+def build(
+    base: Path, adapters: list[Path], dtype: torch.dtype, device: torch.device = CPU
+) -> tuple[Engine, list[Variant]]:
+    """The engine, and one variant per folder."""
     config = read_config(base)
-    ops = choose_ops(config, dtype, _CPU)
-    weights = load_weights(base, config, dtype, _CPU, ops)
-    pool = PagePool(PageLayout.of(config), _POOL_BYTES, dtype, _CPU)
-    engine = Engine(Decoder(weights, choose_backends(config, ops, pool, Bounds())), pool, EngineLimits())
+    ops = choose_ops(config, dtype, device)
+    weights = load_weights(base, config, dtype, device, ops)
+    pool = PagePool(PageLayout.of(config), _POOL_BYTES, dtype, device)
+    engine = Engine(choose_decoder(config, weights, ops, pool, Bounds()), pool, EngineLimits())
     variants = []
     for folder in adapters:
         modules = read_adapter(folder, config.module_shapes).modules

@@ -141,13 +141,15 @@ def _keep(out: Path, found: Found) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when every row was measured; 1 when the gate is red or a server failed; 2 for arguments without sense."""
+    """0 when every request was answered; 1 when not, when the gate is red or a server failed; 2 for a bad wish."""
     told = _parser().parse_args(arguments)
     try:
         rows = plan(told.settings, profile_of(told), told.vary)
     except BadTraffic as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    if told.out:
+        told.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=told.scratch) as scratch:
         gate = write_mixed(told.base, Path(scratch) / "gate", len(RANKS))
         if difference := first_difference(told.base, list(gate.values())):
@@ -161,9 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
     sys.stdout.write(tell(found, told.slo or SLOS_S))
     if told.out:
-        told.out.mkdir(parents=True, exist_ok=True)
         _keep(told.out, found)
-    return 0
+    every = [outcome for engines in found.values() for runs in engines.values() for run in runs for outcome in run]
+    return 1 if any(outcome.error for outcome in every) else 0
 
 
 def model_len(profile: Profile) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -64,14 +65,18 @@ class Profile:
 
     def __post_init__(self) -> None:
         for name in ("adapters", "alpha", "rate", "cv", "duration_s"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise BadTraffic(f"{name} must be positive, not {getattr(self, name)}")
+        if self.rate * self.duration_s < 1:
+            raise BadTraffic(f"{self.rate:g} requests a second for {self.duration_s:g} s are none")
         for low, high in (self.input_range, self.output_range):
             if not 1 <= low < high:
                 raise BadTraffic(f"lengths from {low} up to {high}, which is left out, are none")
 
     def scaled(self, lengths: float = 1.0, duration: float = 1.0, rate: float = 1.0) -> Profile:
-        """The same shape for a smaller machine: each a fraction of the original."""
+        """The same shape for a smaller machine: each a fraction of the original. Raises BadTraffic."""
+        if not 0 < lengths < math.inf:
+            raise BadTraffic(f"lengths must be a positive fraction, not {lengths}")
         return replace(
             self,
             input_range=_shrunk(self.input_range, lengths),
@@ -91,6 +96,13 @@ class Arrival:
     """None: the base."""
     prompt_tokens: int
     output_tokens: int
+
+    def __post_init__(self) -> None:
+        whole = (self.prompt_tokens, self.output_tokens, 0 if self.adapter is None else self.adapter)
+        if not all(type(number) is int for number in whole) or type(self.at) not in (int, float):
+            raise BadTraffic(f"an arrival is made of numbers, not of {self}")
+        if not 0 <= self.at < math.inf or min(self.prompt_tokens, self.output_tokens) < 1 or min(whole) < 0:
+            raise BadTraffic(f"an arrival that cannot be: {self}")
 
 
 def generate(profile: Profile, seed: int = SEED) -> list[Arrival]:
@@ -112,7 +124,11 @@ def write_trace(arrivals: Iterable[Arrival]) -> str:
 def read_trace(path: Path) -> list[Arrival]:
     """Raises BadTraffic with the line that is no arrival, or comes before the one above it."""
     arrivals: list[Arrival] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadTraffic(f"{path}: {error}") from error
+    for number, line in enumerate(lines, 1):
         try:
             arrival = Arrival(**json.loads(line))
         except (TypeError, ValueError) as error:
@@ -120,6 +136,8 @@ def read_trace(path: Path) -> list[Arrival]:
         if arrivals and arrival.at < arrivals[-1].at:
             raise BadTraffic(f"{path}:{number}: {arrival.at} s comes after {arrivals[-1].at} s")
         arrivals.append(arrival)
+    if not arrivals:
+        raise BadTraffic(f"{path}: no arrival")
     return arrivals
 
 
@@ -131,10 +149,17 @@ def add_profile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cv", type=float, default=default.cv, help="burstiness of the gaps, 1: Poisson")
     parser.add_argument("--duration", type=float, default=default.duration_s, metavar="SECONDS")
     parser.add_argument("--lengths", type=float, default=1.0, help="fraction of U[8, 512)")
-    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--seed", type=_seed, default=SEED)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number below 2**32")
+    return int(text)
 
 
 def profile_of(arguments: argparse.Namespace) -> Profile:
+    """As the arguments say. Raises BadTraffic."""
     profile = Profile(arguments.adapters, arguments.alpha, arguments.rate, arguments.cv, arguments.duration)
     return profile.scaled(lengths=arguments.lengths)
 
@@ -149,11 +174,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--setting", choices=SETTINGS, help="told on standard error: base and ranks to serve")
     add_profile_arguments(parser)
     told = parser.parse_args(arguments)
+    try:
+        profile = profile_of(told)
+    except BadTraffic as error:
+        parser.error(str(error))
     if told.setting:
         setting = SETTINGS[told.setting]
         ranks = ", ".join(str(setting.ranks[k % len(setting.ranks)]) for k in range(min(told.adapters, 8)))
         sys.stderr.write(f"{told.setting}: {setting.model}, adapters of ranks {ranks}, … in turn\n")
-    sys.stdout.write(write_trace(generate(profile_of(told), told.seed)))
+    sys.stdout.write(write_trace(generate(profile, told.seed)))
     return 0
 
 

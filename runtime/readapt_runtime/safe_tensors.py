@@ -405,8 +405,10 @@ def _read_header(descriptor: int, name: str, limits: Limits) -> Header:
     if not 8 <= status.st_size <= limits.file_bytes:
         raise BadWeights(f"{name}: {status.st_size} bytes, allowed are 8 to {limits.file_bytes}")
     length = int.from_bytes(_read_exactly(descriptor, 8, 0, name), "little")
-    if not 2 <= length <= min(limits.header_bytes, status.st_size - 8):
-        raise BadWeights(f"{name}: a header of {length} bytes; allowed are {limits.header_bytes}")
+    if not 2 <= length <= limits.header_bytes:
+        raise BadWeights(f"{name}: a header of {length} bytes; allowed are 2 to {limits.header_bytes}")
+    if length > status.st_size - 8:
+        raise BadWeights(f"{name}: {status.st_size} bytes, but its header alone has {length} (truncated?)")
     header = _parse_header(_read_exactly(descriptor, length, 8, name), name, limits)
     if header.end != status.st_size:
         raise BadWeights(f"{name}: {status.st_size} bytes, but the header describes {header.end} (truncated?)")

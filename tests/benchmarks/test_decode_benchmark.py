@@ -122,3 +122,21 @@ def test_a_ratio_has_its_spread_over_the_runs() -> None:
 def test_a_request_is_wrong_by_its_worst_token() -> None:
     assert Verdict.of([[0.0, 0.2], [0.0, 0.7], [float("nan"), 0.0]]).wrong == 2
     assert Verdict.of([[0.0, 0.2], [0.0, 0.5]]) == Verdict(4, 2, 0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "W9"], "--only W9: no workload's name has this in it"),
+        (["--runs", "0"], "0: must be a whole number from 1 on"),
+        (["--base", "/nope"], "/nope: no folder of a model"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_bad_wish_is_refused_before_anything_runs(
+    tiny: Tiny, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        decode.main(["--base", str(tiny.base), *arguments])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

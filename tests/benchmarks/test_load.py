@@ -163,3 +163,25 @@ def test_requests_are_sent_when_due_while_no_answer_has_come_yet() -> None:
     assert max(o.sent for o in outcomes) < min(o.chunks[0] for o in outcomes)
     starts = [o.scheduled - outcomes[0].scheduled for o in outcomes]
     assert starts == pytest.approx([arrival.at for arrival in trace], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--extra", "{"], "--extra"),
+        (["--extra", "[]"], "must be an object"),
+        (["--vocabulary", "5"], "must be two numbers"),
+        (["--vocabulary", "9:3"], "must be two numbers"),
+        (["--trace", "/nowhere"], "No such file"),
+        (["--json", "/nowhere/run.json"], "no such folder: /nowhere"),
+        (["--rate", "0"], "rate must be positive"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_bad_wish_is_refused_before_anything_is_sent(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--url", "http://127.0.0.1:1", "--models", "a", *arguments])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

@@ -56,7 +56,10 @@ def test_the_gate_is_green_for_the_engine_as_it_is(tiny: Tiny) -> None:
 def test_the_gate_is_red_for_what_is_timed_and_wrong_in_bfloat16_alone(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def negated(base: Path, adapters: list[Path], dtype: torch.dtype) -> Any:
+    asked: list[tuple[torch.dtype, torch.device]] = []
+
+    def negated(base: Path, adapters: list[Path], dtype: torch.dtype, device: torch.device) -> Any:
+        asked.append((dtype, device))
         engine, variants = readapt_engine.build(base, adapters, dtype)
         if dtype is torch.bfloat16:
             forward = engine._model.forward
@@ -64,7 +67,9 @@ def test_the_gate_is_red_for_what_is_timed_and_wrong_in_bfloat16_alone(
         return engine, variants
 
     monkeypatch.setattr(correctness, "build", negated)
-    assert "base in bfloat16: token 0 is" in first_difference(tiny.base, list(tiny.adapters.values()))
+    elsewhere = torch.device("cuda")
+    assert "base in bfloat16: token 0 is" in first_difference(tiny.base, list(tiny.adapters.values()), elsewhere)
+    assert asked == [(torch.float32, torch.device("cpu")), (torch.bfloat16, elsewhere)]
 
 
 @pytest.mark.usefixtures("_wrong_scale")
@@ -99,8 +104,8 @@ def test_a_measured_server_fills_the_table_and_the_records(
     assert (out / "load.svg").read_text().lstrip().startswith("<?xml")
 
 
-def test_an_unknown_measurement_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert benchmark.main(["--base", "nowhere", "--only", "load,speed"]) == 2
+def test_an_unknown_measurement_is_refused(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["--base", str(tiny.base), "--only", "load,speed"]) == 2
     assert "speed" in capsys.readouterr().err
 
 

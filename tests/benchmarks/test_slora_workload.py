@@ -42,14 +42,16 @@ def test_adapters_have_the_ranks_of_the_setting_in_turn(tiny: Tiny, tmp_path: Pa
         (["--vary", "ranks=3"], "ranks; there are adapters, alpha, cv, rate"),
         (["--vary", "cv=big"], "--vary"),
         (["--vary", "rate=0"], "rate must be positive"),
+        (["--runs", "0"], "0: must be a whole number from 1 on"),
+        (["--base", "/nope"], "/nope: no folder of a model"),
     ],
     ids=lambda value: "" if isinstance(value, str) else value[1],
 )
 def test_what_makes_no_sense_is_refused(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], said: str, tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        code: object = slora.main(["--base", str(tmp_path), *arguments])
+        code: object = slora.main(["--base", str(tiny.base), *arguments])
     except SystemExit as exit_:
         code = exit_.code
     assert code == 2

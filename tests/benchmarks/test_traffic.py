@@ -104,6 +104,54 @@ def test_a_trace_file_is_read_back_and_a_wrong_one_names_its_line(tmp_path: Path
         read_trace(path)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"at": "x", "adapter": 0, "prompt_tokens": 1, "output_tokens": 1}',
+        '{"at": 0.0, "adapter": "q", "prompt_tokens": 1, "output_tokens": 1}',
+        '{"at": 0.0, "adapter": -1, "prompt_tokens": 1, "output_tokens": 1}',
+        '{"at": 0.0, "adapter": 0, "prompt_tokens": -4, "output_tokens": 1}',
+        '{"at": 0.0, "adapter": 0, "prompt_tokens": 1, "output_tokens": 1.5}',
+        '{"at": NaN, "adapter": 0, "prompt_tokens": 1, "output_tokens": 1}',
+    ],
+)
+def test_an_arrival_that_cannot_be_names_its_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / "trace.jsonl").write_text(line)
+    with pytest.raises(BadTraffic, match=r"trace\.jsonl:1: an arrival"):
+        read_trace(tmp_path / "trace.jsonl")
+
+
+def test_no_trace_and_an_empty_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadTraffic, match="No such file"):
+        read_trace(tmp_path / "nowhere")
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(BadTraffic, match="no arrival"):
+        read_trace(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--rate", "0"],
+        ["--cv", "-1"],
+        ["--adapters", "0"],
+        ["--rate", "inf"],
+        ["--lengths", "nan"],
+        ["--lengths", "0"],
+        ["--duration", "0.1"],
+        ["--seed", "-1"],
+    ],
+    ids=" ".join,
+)
+def test_the_command_refuses_what_makes_no_sense_in_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert ": error: " in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("change", [{"rate": 0}, {"cv": -1}, {"adapters": 0}, {"input_range": (9, 9)}], ids=str)
 def test_a_profile_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(BadTraffic):

@@ -166,7 +166,7 @@ def test_users_settings_reach_the_pod_and_cannot_take_our_labels() -> None:
 
 def test_the_server_is_told_what_it_serves() -> None:
     wish = {"dtype": "Float32", "maxRank": 16, "tensorParallel": 4, "apiKeySecretRef": {"name": "keys"}}
-    wish |= {"poolMemory": "8Gi", "hostMemory": "1.5Gi"}
+    wish |= {"poolMemory": "8Gi", "hostMemory": "1.5Gi", "firstTokenSeconds": 6, "tenantHeader": "X-Tenant"}
     template = build_deployment(base(serving=wish), "0123456789", "v1", DIGEST, "image")["spec"]["template"]
     arguments = template["spec"]["containers"][0]["args"]
     told = dict(pair for i, pair in enumerate(pairwise(arguments)) if i % 2 == 0)
@@ -174,6 +174,7 @@ def test_the_server_is_told_what_it_serves() -> None:
     assert (told["--dtype"], told["--max-rank"], told["--revision"]) == ("float32", "16", "0123456789")
     assert told["--tensor-parallel"] == "4"
     assert (told["--pool-memory"], told["--host-memory"]) == ("8Gi", "1.5Gi")
+    assert (told["--first-token-seconds"], told["--tenant-header"]) == ("6", "X-Tenant")
     assert told["--admin-subject"] == f"default/{LONGEST}"
     assert told["--api-key-file"] == "/etc/readapt/api-key/api-key"
     shards = [v for v in template["spec"]["volumes"] if v["name"].startswith("set-")]
@@ -187,7 +188,8 @@ def test_what_a_resource_leaves_out_is_what_a_server_does_unasked() -> None:
     assert serving.host_memory is None
     assert limits.host_bytes is None
     arguments = build_deployment(base(), "0123456789", "v1", DIGEST, "image")["spec"]["template"]["spec"]["containers"]
-    assert "--host-memory" not in arguments[0]["args"]
+    assert not {"--host-memory", "--first-token-seconds", "--tenant-header"} & set(arguments[0]["args"])
+    assert limits.first_token_s == limits.request_s
 
 
 def test_a_pod_that_has_to_go_is_given_the_time_of_the_longest_request() -> None:
@@ -213,8 +215,10 @@ def test_a_revision_is_made_of_weights_settings_and_image_but_not_of_replicas() 
         revision_of(base(serving={"maxRank": 8}), DIGEST, "image:1"),
         revision_of(base(serving={"tensorParallel": 2}), DIGEST, "image:1"),
         revision_of(base(serving={"hostMemory": "1Gi"}), DIGEST, "image:1"),
+        revision_of(base(serving={"firstTokenSeconds": 6}), DIGEST, "image:1"),
+        revision_of(base(serving={"tenantHeader": "X-Tenant"}), DIGEST, "image:1"),
     }
-    assert len(others | {one}) == 6
+    assert len(others | {one}) == 8
     assert revision_of(base(serving={"poolMemory": "4Gi"}), DIGEST, "image:1") == one, "what a server does unasked"
 
 

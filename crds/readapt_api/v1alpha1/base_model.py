@@ -90,6 +90,21 @@ class Serving(Contract):
         default=None,
         description="A Secret; `api-key` lists, one a line, what clients may send as bearer token. It may change.",
     )
+    first_token_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=600,
+        description="Refuse requests that can no longer get their first token within this time, and keep the rest. "
+        "Where it is unset every request waits for its turn.",
+    )
+    tenant_header: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9-]+$",
+        description="Request header that names the tenant, set by a gateway you trust: tenants are served evenly, and "
+        "none sees another's cached prompts. Where it is unset there are no tenants.",
+    )
     pod: PodSettings = PodSettings()
 
 

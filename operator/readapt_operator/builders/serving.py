@@ -124,6 +124,10 @@ def _arguments(base: BaseModelResource, revision: str, digest: str) -> list[str]
     }
     if serving.host_memory is not None:
         pairs["--host-memory"] = serving.host_memory
+    if serving.first_token_seconds is not None:
+        pairs["--first-token-seconds"] = str(serving.first_token_seconds)
+    if serving.tenant_header is not None:
+        pairs["--tenant-header"] = serving.tenant_header
     if serving.api_key_secret_ref is not None:
         pairs["--api-key-file"] = f"{_KEY_DIR}/api-key"
     return [word for pair in pairs.items() for word in pair]
