@@ -12,7 +12,7 @@ from readapt_kernels.lora.launcher import LoraKernels
 from readapt_kernels.lora.records import place
 from readapt_kernels.lora.shapes import Limits, LinearShape, LoraShapes
 from readapt_kernels.lora.tiles import TileTable
-from readapt_kernels.lora.work import Segment
+from readapt_kernels.lora.work import Segments
 from readapt_testing.paged_lora import QKV, Bench, O, inputs, make_adapter
 
 SPLIT = TileTable(split_width=192)
@@ -112,13 +112,14 @@ def test_pages_beyond_two_to_the_31_elements_are_addressed(tmp_path: Path) -> No
     pool = flat.as_strided((max(pages) + 1, 1, shapes.page_elements), (PAGE_STRIDE, 256, 1))
     for at, page in enumerate(pages):
         pool[page, 0] = adapter.flat[0, at * 256 : (at + 1) * 256]
-    kernels = LoraKernels(pool, shapes, Limits(1, 8, 16, 16))
+    limits = Limits(1, 8, 16, 16)
+    kernels = LoraKernels(pool, shapes, limits)
     x, y = inputs(2, 0, torch.float16, shapes)
     out = y.clone()
 
-    kernels.plan([Segment(place(adapter.record, pages, shapes), 0, 2)], 2)
+    kernels.plan(Segments.of([(place(adapter.record, pages, shapes, limits), 0, 2)]), 2)
     kernels.shrink(0, 0, x)
     kernels.expand_(0, 0, out)
 
-    plain = Bench([adapter], shapes=shapes, limits=Limits(1, 8, 16, 16))
+    plain = Bench([adapter], shapes=shapes, limits=limits)
     assert torch.equal(out, plain.run([(0, 0, 2)], 0, x, y, layer=0))

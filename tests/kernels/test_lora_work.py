@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,10 +14,10 @@ import torch
 from readapt_kernels.errors import KernelError, UnsupportedLayout, WorkTooLarge
 from readapt_kernels.lora import launcher
 from readapt_kernels.lora.launcher import LoraKernels
-from readapt_kernels.lora.records import LinearRows, SliceRows, describe, place
+from readapt_kernels.lora.records import AdapterRecord, LinearRows, SliceRows, describe, directory_words, place
 from readapt_kernels.lora.shapes import LinearShape, LoraShapes
 from readapt_kernels.lora.tiles import TileTable
-from readapt_kernels.lora.work import Segment, WorkLayout, WorkList
+from readapt_kernels.lora.work import Segments, Step, WorkLayout, WorkList
 from readapt_runtime.model.adapter_image import LinearFactors, pack_adapter
 from readapt_runtime.model.config import DecoderConfig, FusedLinear, Rotary
 from readapt_testing.paged_lora import LIMITS, QKV, SMOL, Adapter, Bench, O, inputs, make_adapter
@@ -62,44 +64,45 @@ def test_splits_depend_on_the_width_alone_and_none_is_empty(tokens: int, width: 
     assert tile.splits == (table.shrink(1, 64, shape, 64).splits if tokens <= 256 else 1)
 
 
-def _altered(segment: Segment, **changes: Any) -> Segment:
-    return replace(segment, adapter=replace(segment.adapter, **changes))
-
-
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("rows", "says"),
     [
-        (lambda s: [s] * 9, "adapters in a batch"),
-        (lambda s: [_altered(s, table=[0] * 129)], "129 pages"),
-        (lambda s: [replace(s, stop=5)], "outside"),
-        (lambda s: [replace(s, stop=0)], "empty"),
-        (lambda s: [s, s], "overlap"),
-        (lambda s: [_altered(s, record=replace(s.adapter.record, max_rank=129))], "rank 129"),
+        ([(0, 2)] * 9, "adapters in a batch"),
+        ([(-1, 2)], "outside"),
+        ([(0, 5)], "outside"),
+        ([(0, 0)], "empty"),
+        ([(0, 2), (1, 3)], "overlap"),
     ],
-    ids=["segments", "pages", "rows outside", "no rows", "overlap", "rank"],
+    ids=["segments", "rows before", "rows outside", "no rows", "overlap"],
 )
 def test_a_batch_beyond_the_limits_is_refused_and_the_last_plan_stays(
-    adapter: Adapter, change: Callable[[Segment], list[Segment]], says: str
+    adapter: Adapter, rows: list[tuple[int, int]], says: str
 ) -> None:
     bench = Bench([adapter])
-    good = bench.segments([(0, 0, 2)])
-    bench.kernels.plan(good, 4)
+    bench.kernels.plan(bench.segments([(0, 0, 2)]), 4)
     before = bench.kernels.work.clone()
 
     with pytest.raises(KernelError, match=says):
-        bench.kernels.plan(change(good[0]), 4)
+        bench.kernels.plan(bench.segments([(0, *row) for row in rows]), 4)
 
     assert torch.equal(bench.kernels.work, before)
 
 
 def test_pages_that_do_not_hold_the_factors_are_refused(adapter: Adapter) -> None:
     with pytest.raises(UnsupportedLayout, match="too few"):
-        place(adapter.record, [0, 1, 2], SMOL)
+        place(adapter.record, [0, 1, 2], SMOL, LIMITS)
+
+
+def test_an_adapter_beyond_the_limits_is_refused(adapter: Adapter) -> None:
+    with pytest.raises(WorkTooLarge, match="129 pages"):
+        place(adapter.record, range(129), SMOL, LIMITS)
+    with pytest.raises(WorkTooLarge, match="rank 20"):
+        place(adapter.record, range(128), SMOL, replace(LIMITS, max_rank=19))
 
 
 def test_too_many_tokens_are_refused(adapter: Adapter) -> None:
     with pytest.raises(WorkTooLarge, match="97 tokens"):
-        Bench([adapter]).kernels.plan([], 97)
+        Bench([adapter]).kernels.plan(Segments.of([]), 97)
 
 
 @pytest.mark.parametrize("tiles", [TileTable(), TileTable(small_tokens=0)], ids=["small tiles", "large tiles"])
@@ -110,8 +113,8 @@ def test_the_fullest_batch_fits_the_buffers(tiles: TileTable) -> None:
     pages = tuple(range(-(-record.num_chunks // SMOL.chunks_per_page)))
     limits = replace(LIMITS, max_pages=len(pages))
     stops = [1, 2, 3, 20, 37, 54, 71, limits.max_tokens]
-    placed = place(record, pages, SMOL)
-    segments = [Segment(placed, a, b) for a, b in zip([0, *stops], stops, strict=False)]
+    placed = place(record, pages, SMOL, limits)
+    segments = Segments.of((placed, a, b) for a, b in pairwise([0, *stops]))
     layout = WorkLayout(SMOL, limits, tiles)
     work = WorkList(layout, torch.zeros(layout.num_words, dtype=torch.int32))
 
@@ -124,6 +127,72 @@ def test_the_fullest_batch_fits_the_buffers(tiles: TileTable) -> None:
     assert all(
         n <= layout.max_small_items for n, tile in zip(counts, step.tiles.shrink, strict=False) if tile.splits > 1
     )
+
+
+@pytest.mark.parametrize("num_tokens", [60, 96], ids=["small tiles", "large tiles"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_list_says_what_loops_over_its_layout_say(num_tokens: int, seed: int) -> None:
+    """Adapters of several directories, without some modules, of one row and of many; over what another batch left."""
+    rng = Random(seed)
+    stays: list[Stay] = []
+    for r in range(1, 9):
+        ranks = {QKV: (r, 0, 90), O: (9 * r,), 3: (5,)} if r % 2 else {O: (r,)}
+        made = make_adapter(ranks, FP32, seed=r, layers=r % 3 + 1)
+        stays.append(Stay(made.record, rng.sample(range(999), rng.randint(60, 128))))
+    layout = WorkLayout(SMOL, LIMITS, TileTable(small_tokens=64))
+    work = WorkList(layout, torch.full((layout.num_words,), 2**30, dtype=torch.int32))
+    for count in (8, 5, 0, 1):
+        mine = rng.sample(stays, count)
+        edges = sorted(rng.sample(range(num_tokens + 1), 2 * count))
+        rows = list(zip(edges[::2], edges[1::2], strict=True))
+
+        step = work.fill(Segments.of((s.placed, *row) for s, row in zip(mine, rows, strict=True)), num_tokens)
+
+        assert _read(work.host.tolist(), step, layout, count) == _looped(mine, rows, step, layout)
+
+
+@dataclass
+class Stay:
+    record: AdapterRecord
+    pages: list[int]
+
+    def __post_init__(self) -> None:
+        self.placed = place(self.record, self.pages, SMOL, LIMITS)
+
+
+def _read(words: list[int], step: Step, layout: WorkLayout, slots: int) -> dict[str, Any]:
+    """What kernels find, by the addresses that they compute."""
+    linears, pages, layers = len(SMOL.linears), LIMITS.max_pages, SMOL.num_layers
+    firsts = [layout.shrink_items + i * layout.shrink_stride for i in range(linears)] + [layout.expand_items]
+    items = [
+        [tuple(words[at : at + 4]) for at in range(first, first + 4 * words[4 * i], 4)]
+        for i, first in enumerate(firsts)
+    ]
+    used = [words[layout.layers + slot * layers :][:layers] for slot in range(slots)]
+    directories, size = words[layout.directories : step.used], directory_words(SMOL)
+    return {
+        "items": items,
+        "tables": [words[layout.tables + slot * pages :][:pages] for slot in range(slots)],
+        "directories": [[directories[at : at + size] for at in own] for own in used],
+    }
+
+
+def _looped(stays: list[Stay], rows: list[tuple[int, int]], step: Step, layout: WorkLayout) -> dict[str, Any]:
+    height = layout.tiles.height(step.tiles.num_tokens)
+    cut = [(s, at, min(height, stop - at)) for s, (a, stop) in enumerate(rows) for at in range(a, stop, height)]
+    columns = [stay.record.columns.tolist() for stay in stays]
+    items = [
+        [(s, c, at, n) for s, at, n in cut for c in range(0, columns[s][i], tile.columns)]
+        for i, tile in enumerate(step.tiles.shrink)
+    ]
+    words, size = [stay.record.directories.tolist() for stay in stays], directory_words(SMOL)
+    return {
+        "items": [*items, [(s, 0, at, n) for s, at, n in cut]],
+        "tables": [stay.pages + [0] * (LIMITS.max_pages - len(stay.pages)) for stay in stays],
+        "directories": [
+            [own[at : at + size] for at in stay.record.layers.tolist()] for own, stay in zip(words, stays, strict=True)
+        ],
+    }
 
 
 ROWS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
@@ -176,7 +245,7 @@ def test_a_layer_or_plan_that_is_not_there_is_refused(adapter: Adapter) -> None:
     x, _ = inputs(4, O, FP32)
     with pytest.raises(UnsupportedLayout, match="nothing is planned"):
         bench.kernels.shrink(0, O, x)
-    bench.kernels.plan([], 4)
+    bench.kernels.plan(Segments.of([]), 4)
     with pytest.raises(UnsupportedLayout, match="layer 2 of 2"):
         bench.kernels.shrink(2, O, x)
 
@@ -271,7 +340,7 @@ def test_an_image_of_the_runtime_is_read_where_it_lies() -> None:
     x, y = inputs(2, QKV, FP32)
     out = y.clone()
 
-    kernels.plan([Segment(place(describe(layers, SMOL), pages, SMOL), 0, 2)], 2)
+    kernels.plan(Segments.of([(place(describe(layers, SMOL), pages, SMOL, LIMITS), 0, 2)]), 2)
     kernels.shrink(1, QKV, x)
     kernels.expand_(1, QKV, out)
 

@@ -9,7 +9,7 @@ of the batch and are launched anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import cycle
 
 import torch
@@ -21,7 +21,7 @@ from readapt_kernels.lora.records import linear_words
 from readapt_kernels.lora.shapes import RANK_STEP, Limits, LoraShapes
 from readapt_kernels.lora.shrink_kernel import shrink_kernel
 from readapt_kernels.lora.tiles import TileTable
-from readapt_kernels.lora.work import COUNT_WORDS, Segment, Tiles, WorkLayout, WorkList
+from readapt_kernels.lora.work import COUNT_WORDS, Segments, Tiles, WorkLayout, WorkList
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ALIGNED_ELEMENTS = 16
@@ -69,15 +69,15 @@ class LoraKernels:
         self.bridge = torch.empty(flights, limits.max_tokens, width, dtype=pool.dtype, device=pool.device)
         self.planes = torch.empty(flights, small * splits, 16, RANK_STEP, dtype=torch.float32, device=pool.device)
         self.counters = torch.zeros(flights, small, dtype=torch.int32, device=pool.device)
-        self._planned: tuple[tuple[Segment, ...], int] | None = None
+        self._planned: tuple[Segments, int] | None = None
         self._tiles_planned: Tiles | None = None
 
-    def plan(self, segments: Iterable[Segment], num_tokens: int) -> None:
+    def plan(self, segments: Segments, num_tokens: int) -> None:
         """Uploads the work of a batch, on the current stream; the same batch again costs nothing.
 
         Segments are in the order of their rows; base rows lie anywhere between them. Raises WorkTooLarge.
         """
-        wanted = (tuple(segments), num_tokens)
+        wanted = (segments, num_tokens)
         if wanted != self._planned:
             work = next(self._own_hosts())
             step = work.fill(*wanted)

@@ -16,13 +16,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from readapt_kernels.errors import UnsupportedLayout
-from readapt_kernels.lora.shapes import RANK_STEP, LinearShape, LoraShapes, round_up
+from readapt_kernels.errors import UnsupportedLayout, WorkTooLarge
+from readapt_kernels.lora.shapes import RANK_STEP, Limits, LinearShape, LoraShapes, round_up
 
+Words = NDArray[np.int32]
 COLUMNS, A_CHUNK, HEAD_WORDS = range(3)
 """Words of a fused linear, and where its slices begin."""
 ROW, RANK, COLUMN, B_CHUNK, SCALE, SLICE_WORDS = range(6)
@@ -53,14 +54,14 @@ Layer = Sequence[LinearRows | None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdapterRecord:
-    """Words of one adapter, as numpy views that a step copies."""
+    """Words of one adapter wherever it lies."""
 
-    layers: Any
-    """int32 ``[num_layers]``: the layer's directory, counted in words from the first."""
-    directories: Any
-    """int32 ``[distinct layers * directory_words]``."""
-    columns: tuple[int, ...]
-    """Bridge columns per fused linear, the most over the layers."""
+    layers: Words
+    """``[num_layers]``: the layer's directory, counted in words from the first."""
+    directories: Words
+    """``[distinct layers * directory_words]``."""
+    columns: Words
+    """``[linears]``: bridge columns, the most over the layers."""
     max_rank: int
     num_chunks: int
     """Chunks of a layer that the factors reach into."""
@@ -68,18 +69,38 @@ class AdapterRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedAdapter:
-    """An adapter whose pages are in the pool; compared by identity."""
+    """An adapter whose pages are in the pool; compared by identity. Its words are bytes: a step joins those of many."""
 
-    record: AdapterRecord
-    table: Any
-    """int32 ``[pages]``: its page indices, in the order of the flat stretch."""
+    slot: bytes
+    """A ``slot_type``."""
+    directories: bytes
+    """As in its record."""
 
 
-def place(record: AdapterRecord, pages: Sequence[int], shapes: LoraShapes) -> PlacedAdapter:
-    """The adapter on these pages; raises UnsupportedLayout when they are too few."""
+def slot_type(shapes: LoraShapes, limits: Limits) -> np.dtype[np.void]:
+    """What a slot of a batch has of its adapter; as long for every adapter."""
+    return np.dtype(
+        [
+            ("table", np.int32, (limits.max_pages,)),  # its page indices, in the order of the flat stretch; then zeros
+            ("layers", np.int32, (shapes.num_layers,)),
+            ("columns", np.int32, (len(shapes.linears),)),
+            ("directory_words", np.int32),  # of all its directories
+        ]
+    )
+
+
+def place(record: AdapterRecord, pages: Sequence[int], shapes: LoraShapes, limits: Limits) -> PlacedAdapter:
+    """The adapter on these pages; raises UnsupportedLayout when they are too few, WorkTooLarge beyond the limits."""
     if record.num_chunks > len(pages) * shapes.chunks_per_page:
         raise UnsupportedLayout(f"{len(pages)} pages are too few for {record.num_chunks} chunks of factors")
-    return PlacedAdapter(record, torch.tensor(pages, dtype=torch.int32).numpy())
+    if len(pages) > limits.max_pages:
+        raise WorkTooLarge(f"an adapter of {len(pages)} pages, the buffers hold {limits.max_pages}")
+    if record.max_rank > limits.max_rank:
+        raise WorkTooLarge(f"an adapter of rank {record.max_rank}, the buffers hold {limits.max_rank}")
+    slot = np.zeros((), dtype=slot_type(shapes, limits))
+    slot["table"][: len(pages)] = pages
+    slot["layers"], slot["columns"], slot["directory_words"] = record.layers, record.columns, len(record.directories)
+    return PlacedAdapter(slot.tobytes(), record.directories.tobytes())
 
 
 def linear_words(shapes: LoraShapes) -> int:
@@ -94,20 +115,18 @@ def describe(layers: Sequence[Layer], shapes: LoraShapes) -> AdapterRecord:
     """The record of an adapter; raises UnsupportedLayout when its factors do not fit the shapes."""
     if len(layers) != shapes.num_layers:
         raise UnsupportedLayout(f"{len(layers)} layers, the model has {shapes.num_layers}")
+    distinct = {id(layer): layer for layer in layers}
     known: dict[tuple[int, ...], int] = {}
-    used = [known.setdefault(_directory(layer, shapes), len(known)) for layer in layers]
-    words = directory_words(shapes)
-    found = [linear for layer in layers for linear in layer if linear is not None]
+    numbers = {key: known.setdefault(_directory(layer, shapes), len(known)) for key, layer in distinct.items()}
+    directories = np.array(list(known), dtype=np.int32)
+    found = [linear for layer in distinct.values() for linear in layer if linear is not None]
     slices = [part for linear in found for part in linear.slices if part is not None]
     return AdapterRecord(
-        layers=torch.tensor([index * words for index in used], dtype=torch.int32).numpy(),
-        directories=torch.tensor([word for directory in known for word in directory], dtype=torch.int32).numpy(),
-        columns=tuple(
-            max(directory[i * linear_words(shapes) + COLUMNS] for directory in known)
-            for i in range(len(shapes.linears))
-        ),
+        layers=np.array([numbers[id(layer)] * directory_words(shapes) for layer in layers], dtype=np.int32),
+        directories=directories.ravel(),
+        columns=directories[:, COLUMNS :: linear_words(shapes)].max(axis=0),
         max_rank=max((part.rank for part in slices), default=0),
-        num_chunks=max((_end(layer, shapes) for layer in layers), default=0),
+        num_chunks=max(_end(layer, shapes) for layer in distinct.values()),
     )
 
 

@@ -8,13 +8,17 @@ graph serves every mix of adapters. Base rows have no segment and no work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from readapt_kernels.errors import UnsupportedLayout, WorkTooLarge
-from readapt_kernels.lora.records import PlacedAdapter, directory_words
+from readapt_kernels.lora.records import PlacedAdapter, Words, directory_words, slot_type
 from readapt_kernels.lora.shapes import RANK_STEP, WIDEST_RANK_TILE, Limits, LoraShapes, round_up
 from readapt_kernels.lora.tiles import ExpandTile, ShrinkTile, TileTable
 
@@ -23,14 +27,22 @@ ITEM_WORDS = 4
 COUNT_WORDS = 4
 """Counts stand apart, so that every linear's pointer is aligned alike and one compiled kernel takes them all."""
 
+Integers = NDArray[np.integer[Any]]
+
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Token rows ``[start, stop)`` that one adapter works on."""
+class Segments:
+    """Neighbouring token rows ``[start, stop)`` of one adapter each; in columns: every step makes and compares them."""
 
-    adapter: PlacedAdapter
-    start: int
-    stop: int
+    adapters: tuple[PlacedAdapter, ...]
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[PlacedAdapter, int, int]]) -> Segments:
+        """Adapter, start and stop of each."""
+        adapters, starts, stops = tuple(zip(*rows, strict=True)) or ((), (), ())
+        return cls(adapters, starts, stops)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,7 @@ class WorkLayout:
         self.tables = self.expand_items + self.max_expand_items * ITEM_WORDS
         self.layers = self.tables + round_up(limits.max_segments * limits.max_pages, 4)
         self.directories = self.layers + round_up(limits.max_segments * shapes.num_layers, 4)
+        self._small = self._cut(0, [0] * linears)
         self.num_words = self.directories + limits.max_segments * shapes.num_layers * directory_words(shapes)
 
     def small_tiles(self, num_tokens: int) -> Tiles:
@@ -89,6 +102,11 @@ class WorkLayout:
 
     def tiles_of(self, num_tokens: int, columns: Sequence[int]) -> Tiles:
         """``columns``: per linear the most bridge columns that an adapter of the batch has."""
+        if num_tokens <= self.tiles.small_tokens:
+            return replace(self._small, num_tokens=num_tokens)
+        return self._cut(num_tokens, columns)
+
+    def _cut(self, num_tokens: int, columns: Sequence[int]) -> Tiles:
         table, chunk = self.tiles, self.shapes.chunk
         shrink = [
             table.shrink(num_tokens, most, shape, chunk)
@@ -101,67 +119,75 @@ class WorkLayout:
 
 
 class WorkList:
-    """The host side of the buffer."""
+    """The host side of the buffer. Filled without a loop over items or words: a step waits for it."""
 
     def __init__(self, layout: WorkLayout, host: torch.Tensor) -> None:
         """``host``: int32 ``[layout.num_words]``, pinned where a copy should not block."""
         self.layout = layout
         self.host = host
-        self._words = host.numpy()
+        words: Words = host.numpy()
+        shapes, limits = layout.shapes, layout.limits
+        self._slot_type = slot_type(shapes, limits)
+        self._counts = words[: layout.shrink_items : COUNT_WORDS]
+        self._shrink = words[layout.shrink_items : layout.expand_items].reshape(len(shapes.linears), -1, ITEM_WORDS)
+        self._expand = words[layout.expand_items : layout.tables].reshape(-1, ITEM_WORDS)
+        self._tables = words[layout.tables :][: limits.max_segments * limits.max_pages].reshape(-1, limits.max_pages)
+        self._layers = words[layout.layers :][: limits.max_segments * shapes.num_layers].reshape(-1, shapes.num_layers)
+        self._directories = words[layout.directories :]
 
-    def fill(self, segments: Sequence[Segment], num_tokens: int) -> Step:
+    def fill(self, segments: Segments, num_tokens: int) -> Step:
         """Writes the work of a batch of ``num_tokens``, base rows included; raises before anything is written."""
-        _check(segments, num_tokens, self.layout.limits)
         layout = self.layout
-        columns = [[s.adapter.record.columns[i] for s in segments] for i in range(len(layout.shapes.linears))]
-        tiles = layout.tiles_of(num_tokens, [max(own, default=0) for own in columns])
-        cut = list(_token_tiles(segments, layout.tiles.height(num_tokens)))
-        for i, (own, tile) in enumerate(zip(columns, tiles.shrink, strict=True)):
-            items = [w for s, at, n in cut for c in range(0, own[s], tile.columns) for w in (s, c, at, n)]
-            self._put_items(i, layout.shrink_items + i * layout.shrink_stride, items)
-        items = [w for slot, at, n in cut for w in (slot, 0, at, n)]
-        self._put_items(len(layout.shapes.linears), layout.expand_items, items)
-        return Step(self._put_adapters(segments), tiles)
+        _check(segments, num_tokens, layout.limits)
+        slots: Any = np.frombuffer(b"".join([adapter.slot for adapter in segments.adapters]), dtype=self._slot_type)
+        columns = slots["columns"].T
+        most = columns.max(axis=1, initial=0).tolist()
+        tiles = layout.tiles_of(num_tokens, most)
+        owners = self._put_rows(segments, layout.tiles.height(num_tokens))
+        self._put_columns(columns.take(owners, axis=1), max(most), tiles.shrink)
+        return Step(self._put_adapters(segments, slots), tiles)
 
-    def _put_items(self, counter: int, start: int, items: list[int]) -> None:
-        self._words[counter * COUNT_WORDS] = len(items) // ITEM_WORDS
-        self._words[start : start + len(items)] = items
+    def _put_rows(self, segments: Segments, height: int) -> Integers:
+        """Expand's items: every segment cut into tiles of ``height``. Which slot each is of."""
+        starts, stops = np.array(segments.starts, dtype=np.int32), np.array(segments.stops, dtype=np.int32)
+        rows = stops - starts
+        firsts = np.arange(0, rows.max(initial=0), height, dtype=np.int32)
+        slots, nth = (rows[:, None] > firsts).nonzero()
+        items = self._expand[: len(slots)]
+        items[:, 0], items[:, 1], items[:, 2] = slots, 0, starts.take(slots) + firsts.take(nth)
+        np.minimum(stops.take(slots) - items[:, 2], height, out=items[:, 3])
+        self._counts[-1] = len(items)
+        return slots
 
-    def _put_adapters(self, segments: Sequence[Segment]) -> int:
-        layout, words = self.layout, self._words
-        end = layout.directories
-        for slot, segment in enumerate(segments):
-            record, pages = segment.adapter.record, segment.adapter.table
-            table = layout.tables + slot * layout.limits.max_pages
-            words[table : table + len(pages)] = pages
-            layers = layout.layers + slot * layout.shapes.num_layers
-            words[layers : layers + len(record.layers)] = record.layers + (end - layout.directories)
-            words[end : end + len(record.directories)] = record.directories
-            end += len(record.directories)
-        return end
+    def _put_columns(self, columns: Integers, most: int, tiles: Sequence[ShrinkTile]) -> None:
+        """Shrink's items: expand's, cut along their ``columns`` ``[linears, expand's items]``, at most ``most``."""
+        widths = np.array([tile.columns for tile in tiles], dtype=np.int32)
+        firsts = widths[:, None] * np.arange(-(-most // RANK_STEP), dtype=np.int32)
+        linears, of, nth = (columns[:, :, None] > firsts[:, None, :]).nonzero()
+        items = self._expand.take(of, axis=0)
+        items[:, 1] = widths.take(linears) * nth
+        ends = [0, *linears.searchsorted(np.arange(1, len(tiles) + 1)).tolist()]
+        for i, (start, end) in enumerate(pairwise(ends)):
+            self._shrink[i, : end - start] = items[start:end]
+            self._counts[i] = end - start
+
+    def _put_adapters(self, segments: Segments, slots: Any) -> int:
+        """The words of the adapters, slot by slot; how many words of the buffer count."""
+        count, ends = len(slots), slots["directory_words"].cumsum(dtype=np.int32)
+        words = np.frombuffer(b"".join([adapter.directories for adapter in segments.adapters]), dtype=np.int32)
+        self._tables[:count] = slots["table"]
+        np.add(slots["layers"], (ends - slots["directory_words"])[:, None], out=self._layers[:count])
+        self._directories[: len(words)] = words
+        return self.layout.directories + len(words)
 
 
-def _token_tiles(segments: Sequence[Segment], height: int) -> Iterator[tuple[int, int, int]]:
-    """``(slot, first token, tokens)``: every segment cut into tiles of ``height``."""
-    for slot, segment in enumerate(segments):
-        for start in range(segment.start, segment.stop, height):
-            yield slot, start, min(height, segment.stop - start)
-
-
-def _check(segments: Sequence[Segment], num_tokens: int, limits: Limits) -> None:
+def _check(segments: Segments, num_tokens: int, limits: Limits) -> None:
     if num_tokens > limits.max_tokens:
         raise WorkTooLarge(f"{num_tokens} tokens, the buffers hold {limits.max_tokens}")
-    if len(segments) > limits.max_segments:
-        raise WorkTooLarge(f"{len(segments)} adapters in a batch, the buffers hold {limits.max_segments}")
+    if len(segments.adapters) > limits.max_segments:
+        raise WorkTooLarge(f"{len(segments.adapters)} adapters in a batch, the buffers hold {limits.max_segments}")
     last = 0
-    for segment in segments:
-        pages, rank = len(segment.adapter.table), segment.adapter.record.max_rank
-        if not last <= segment.start < segment.stop <= num_tokens:
-            raise UnsupportedLayout(
-                f"rows {segment.start} to {segment.stop} overlap, are empty or outside {num_tokens}"
-            )
-        if pages > limits.max_pages:
-            raise WorkTooLarge(f"an adapter of {pages} pages, the buffers hold {limits.max_pages}")
-        if rank > limits.max_rank:
-            raise WorkTooLarge(f"an adapter of rank {rank}, the buffers hold {limits.max_rank}")
-        last = segment.stop
+    for start, stop in zip(segments.starts, segments.stops, strict=True):
+        if not last <= start < stop <= num_tokens:
+            raise UnsupportedLayout(f"rows {start} to {stop} overlap, are empty or outside {num_tokens}")
+        last = stop

@@ -11,7 +11,6 @@ from collections.abc import Sequence as Rows
 import torch
 
 from readapt_kernels.attention.operands import Sequences
-from readapt_kernels.lora.work import Segment, Step, WorkList
 from readapt_runtime.engine.core import Batch, BlockTable
 from readapt_runtime.engine.draws import Draws
 from readapt_runtime.engine.pool import BLOCK_TOKENS
@@ -19,7 +18,7 @@ from readapt_runtime.model.accelerator import Accelerator
 from readapt_runtime.model.attention import PlacedRow, by_kind, page_of_tokens, pages_of
 from readapt_runtime.model.replay import Buckets, StepShape
 from readapt_runtime.model.step_buffer import StepLimits, carve, words_through
-from readapt_runtime.model.triton_lora import AdapterPlaces
+from readapt_runtime.model.triton_lora import AdapterPlaces, StepWork
 
 
 class StepInputs:
@@ -33,14 +32,12 @@ class StepInputs:
         accelerator: Accelerator,
         device: torch.device,
     ) -> None:
-        self._places, self._buckets, self._accelerator = places, buckets, accelerator
+        self._buckets, self._accelerator = buckets, accelerator
         self._host_words = accelerator.host_words(limits.num_words)
         self._words = torch.zeros(limits.num_words, dtype=torch.int32, device=device)
         self._host, self.device = carve(self._host_words, limits), carve(self._words, limits)
         self._decode, self._prompts = _Tables(self._host.decode), _Tables(self._host.prompts)
-        self._list = WorkList(places.layout, self._host.work)
-        self._listed: tuple[tuple[Segment, ...], int] | None = None
-        self._step: Step | None = None
+        self._work = StepWork(places, self._host.work)
 
     def fill(self, batch: Batch) -> StepShape:
         """Writes the batch and uploads it; raises WorkTooLarge."""
@@ -54,8 +51,8 @@ class StepInputs:
         ends = [self._decode.fill(decode), self._prompts.fill(prompts)]
         step = None
         if batch.segments:
-            step, end = self._list_work(batch, tokens)
-            ends.append(end)
+            step, news = self._work.fill(batch.segments, tokens)
+            ends.append(words_through(self._host.work, news) if news else 0)
         self._accelerator.upload(self._host_words[: max(ends)], self._words[: max(ends)])
         return StepShape(tokens, bool(decode), bool(prompts), step.tiles if step else None)
 
@@ -81,14 +78,6 @@ class StepInputs:
         host.temperature[:count] = draws.temperature
         host.top_p[:count] = draws.top_p
         host.point[:count] = draws.point
-
-    def _list_work(self, batch: Batch, tokens: int) -> tuple[Step, int]:
-        """The work list of the batch, and through which word of the buffer it is news for the device."""
-        segments = tuple(Segment(self._places.of(s.adapter), s.start, s.stop) for s in batch.segments)
-        if self._step is not None and self._listed == (segments, tokens):
-            return self._step, 0
-        self._step, self._listed = self._list.fill(segments, tokens), (segments, tokens)
-        return self._step, words_through(self._host.work, self._step.used)
 
 
 class _Tables:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 
 from readapt_kernels.lora.launcher import LoraKernels
-from readapt_kernels.lora.records import LinearRows, PlacedAdapter, SliceRows, describe, place
+from readapt_kernels.lora.records import AdapterRecord, LinearRows, PlacedAdapter, SliceRows, describe, place
 from readapt_kernels.lora.shapes import Limits, LinearShape, LoraShapes
 from readapt_kernels.lora.tiles import TileTable
-from readapt_kernels.lora.work import Tiles, WorkLayout
-from readapt_runtime.engine.core import ResidentAdapter
+from readapt_kernels.lora.work import Segments, Step, Tiles, WorkLayout, WorkList
+from readapt_runtime.engine import core
 from readapt_runtime.engine.pool import PagePool
 from readapt_runtime.model.accelerator import Accelerator
-from readapt_runtime.model.adapter_image import LinearFactors
+from readapt_runtime.model.adapter_image import AdapterImage, LinearFactors
 from readapt_runtime.model.config import DecoderConfig, FusedLinear, Linear
 
 
@@ -35,18 +36,43 @@ class AdapterPlaces:
         widest = sum(len(f.slices) * f.in_features + f.out_features for f in self._linears.values())
         max_pages = -(-max_rank * widest // pool.layout.elements)
         self.layout = WorkLayout(shapes, Limits(max_rows, max_pages, max_tokens, max_rank), TileTable())
-        self._placed: WeakKeyDictionary[ResidentAdapter, PlacedAdapter] = WeakKeyDictionary()
+        self._placed: WeakKeyDictionary[core.ResidentAdapter, PlacedAdapter] = WeakKeyDictionary()
 
-    def of(self, adapter: ResidentAdapter) -> PlacedAdapter:
+    def of(self, adapter: core.ResidentAdapter) -> PlacedAdapter:
+        """Its words, which are made once per stay in the pool and go with it."""
         found = self._placed.get(adapter)
         if found is None:
-            layers = [
-                [_rows(directory.get(linear), fused) for linear, fused in self._linears.items()]
-                for directory in adapter.variant.image.layers
-            ]
-            shapes = self.layout.shapes
-            found = self._placed[adapter] = place(describe(layers, shapes), adapter.entry.pages, shapes)
+            record = self._describe(adapter.variant.image)
+            shapes, limits = self.layout.shapes, self.layout.limits
+            found = self._placed[adapter] = place(record, adapter.entry.pages, shapes, limits)
         return found
+
+    def _describe(self, image: AdapterImage) -> AdapterRecord:
+        distinct = {id(directory): directory for directory in image.layers}  # layers that look alike share theirs
+        rows = {
+            key: [_rows(directory.get(linear), fused) for linear, fused in self._linears.items()]
+            for key, directory in distinct.items()
+        }
+        return describe([rows[id(directory)] for directory in image.layers], self.layout.shapes)
+
+
+class StepWork:
+    """The work list of the last step that had adapters; it is written when a step's is another one."""
+
+    def __init__(self, places: AdapterPlaces, host: torch.Tensor) -> None:
+        """``host``: see ``WorkList``."""
+        self._places, self._list = places, WorkList(places.layout, host)
+        self._listed: tuple[Segments, int] | None = None
+        self._step: Step | None = None
+
+    def fill(self, segments: Rows[core.Segment], num_tokens: int) -> tuple[Step, int]:
+        """The list of a batch, and how many of its words are news for the device; raises WorkTooLarge."""
+        of = self._places.of
+        wanted = Segments.of((of(s.adapter), s.start, s.stop) for s in segments), num_tokens
+        if self._step is not None and self._listed == wanted:
+            return self._step, 0
+        self._step, self._listed = self._list.fill(*wanted), wanted
+        return self._step, self._step.used
 
 
 class TritonLora:

@@ -12,7 +12,7 @@ from readapt_kernels.lora.records import AdapterRecord, LinearRows, PlacedAdapte
 from readapt_kernels.lora.reference import expand_, shrink
 from readapt_kernels.lora.shapes import Limits, LinearShape, LoraShapes
 from readapt_kernels.lora.tiles import TileTable
-from readapt_kernels.lora.work import Segment
+from readapt_kernels.lora.work import Segments
 
 QKV, O, GATE_UP, DOWN = range(4)  # noqa: E741 - the field's own name
 # SmolLM2-135M: widths 576 = 9 * 64, 192 = 3 * 64, 1536; a page of 16 tokens of KV.
@@ -104,7 +104,7 @@ class Bench:
         self.placed: list[PlacedAdapter] = []
         for adapter, count in zip(adapters, needed, strict=True):
             mine, order = order[:count], order[count:]
-            self.placed.append(place(adapter.record, mine, shapes))
+            self.placed.append(place(adapter.record, mine, shapes, limits))
             for at, page in enumerate(mine):
                 part = adapter.flat[:, at * shapes.page_elements : (at + 1) * shapes.page_elements]
                 self.pool[page, :, : part.shape[1]] = part
@@ -113,9 +113,9 @@ class Bench:
         self.kernels.planes.fill_(torch.nan)
         self.kernels.work.fill_(2**30)
 
-    def segments(self, rows: Sequence[tuple[int, int, int]]) -> list[Segment]:
+    def segments(self, rows: Sequence[tuple[int, int, int]]) -> Segments:
         """``(adapter, start, stop)`` as segments."""
-        return [Segment(self.placed[i], start, stop) for i, start, stop in rows]
+        return Segments.of((self.placed[i], start, stop) for i, start, stop in rows)
 
     def run(
         self, rows: Sequence[tuple[int, int, int]], linear: int, x: torch.Tensor, y: torch.Tensor, layer: int = 1

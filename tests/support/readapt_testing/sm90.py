@@ -28,7 +28,7 @@ from triton.runtime.jit import create_function_from_signature
 from readapt_kernels.lora import launcher
 from readapt_kernels.lora.records import LinearRows, SliceRows, describe, place
 from readapt_kernels.lora.shapes import Limits, LinearShape, LoraShapes
-from readapt_kernels.lora.work import Segment
+from readapt_kernels.lora.work import Segments
 
 TARGET = GPUTarget("cuda", 90, 32)
 # Llama-3.1-8B, 16 tokens of KV a page; and SmolLM2-135M, whose widths only 64 divides.
@@ -93,7 +93,7 @@ def launches(case: Case) -> Iterator[tuple[str, Any, tuple[Any, ...], dict[str, 
         patch.object(launcher, "expand_kernel", expand),
     ):
         kernels = launcher.LoraKernels(pool, shapes, case.limits)
-        kernels.plan([Segment(place(record, pages, shapes), 0, tokens)], tokens)
+        kernels.plan(Segments.of([(place(record, pages, shapes, case.limits), 0, tokens)]), tokens)
         for i, shape in enumerate(shapes.linears):
             kernels.shrink(3, i, torch.empty(tokens, shape.in_features, dtype=torch.bfloat16))
             kernels.expand_(3, i, torch.empty(tokens, shape.out_features, dtype=torch.bfloat16))
