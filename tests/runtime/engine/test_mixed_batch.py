@@ -12,11 +12,16 @@ import torch
 from readapt_runtime.engine.core import FinishReason, Token, Variant
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
-from readapt_runtime.engine.pool import PageOrder
+from readapt_runtime.model.ops import Ops, TorchOps
 from readapt_testing.tiny_engine import Answer, Tiny, ask, run_to_idle
 from readapt_testing.tiny_llama import write_adapter_folder
 
 NAMES = (None, "r4", "r8", "r64")
+
+
+def _ops(tiny: Tiny, is_plain: bool) -> Ops | None:
+    """Plain torch, attention and LoRA with it, as on a CPU without compiled kernels; None for what this one has."""
+    return TorchOps(tiny.config.rms_norm_eps) if is_plain else None
 
 
 def _count_passes(engine: Engine) -> list[int]:
@@ -40,9 +45,9 @@ def _prompt(seed: int) -> list[int]:
 
 
 @pytest.mark.parametrize("max_batch_tokens", [512, 24], ids=["whole prompts", "chunked prompts"])
-@pytest.mark.parametrize("order", list(PageOrder), ids=str)
-def test_sixteen_staggered_requests_answer_as_peft_does(tiny: Tiny, order: PageOrder, max_batch_tokens: int) -> None:
-    engine = tiny.engine(num_pages=300, order=order, limits=EngineLimits(max_batch_tokens, max_running=16))
+@pytest.mark.parametrize("is_plain", [False, True], ids=["as served", "plain torch"])
+def test_sixteen_staggered_requests_answer_as_peft_does(tiny: Tiny, is_plain: bool, max_batch_tokens: int) -> None:
+    engine = tiny.engine(num_pages=300, limits=EngineLimits(max_batch_tokens, max_running=16), ops=_ops(tiny, is_plain))
     variants: dict[str | None, Variant | None] = {n: tiny.variant(n) if n else None for n in NAMES}
     pending = [(NAMES[i % 4], _prompt(i)) for i in range(16)]
     passes = _count_passes(engine)
@@ -64,11 +69,11 @@ def test_sixteen_staggered_requests_answer_as_peft_does(tiny: Tiny, order: PageO
     assert engine.pool.num_free == engine.pool.num_pages
 
 
-@pytest.mark.parametrize("order", list(PageOrder), ids=str)
-def test_ranks_1_3_8_and_96_share_every_step(tiny: Tiny, order: PageOrder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_plain", [False, True], ids=["as served", "plain torch"])
+def test_ranks_1_3_8_and_96_share_every_step(tiny: Tiny, is_plain: bool, tmp_path: Path) -> None:
     made = {f"r{rank}": write_adapter_folder(tmp_path / f"r{rank}", tiny.base, rank, rank) for rank in (1, 96)}
     tiny = replace(tiny, adapters=tiny.adapters | made)
-    engine = tiny.engine(num_pages=300, order=order)
+    engine = tiny.engine(num_pages=300, ops=_ops(tiny, is_plain))
     names = ("r96", "r1", "r8", "r3")
     answers = [ask(engine, _prompt(20 + i), tiny.variant(name), max_tokens=8)[1] for i, name in enumerate(names)]
     engine.step()
