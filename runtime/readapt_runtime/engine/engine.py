@@ -36,7 +36,7 @@ from readapt_runtime.engine.lateness import find_late
 from readapt_runtime.engine.limits import EngineLimits
 from readapt_runtime.engine.memory import Memory
 from readapt_runtime.engine.pace import Pace
-from readapt_runtime.engine.pool import PagePool
+from readapt_runtime.engine.pool import BLOCK_TOKENS, PagePool
 from readapt_runtime.engine.sampler import UNSOUND, score_tokens
 from readapt_runtime.engine.scheduler import Scheduler
 
@@ -114,6 +114,7 @@ class Engine:
         logits = self._model.forward(batch)
         tokens = self._model.pick(batch, logits).tolist() if len(batch.sampled) else []
         self._pace.note(sum(row.count for row in batch.rows if row.count > 1), self._clock() - start)
+        self.memory.costs.note_kv(self._pace.seconds(BLOCK_TOKENS))
         return logits, tokens
 
     def _settle(self, batch: Batch, logits: torch.Tensor, tokens: list[int]) -> None:

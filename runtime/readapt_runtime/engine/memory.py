@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
+from dataclasses import replace
 from weakref import WeakSet
 
 from readapt_api.errors import ReadaptError
@@ -30,10 +31,13 @@ class Memory:
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.pool = pool
-        self._evictions = Evictions(clock, costs)
-        self.prefixes = PrefixCache(pool, self._evictions, costs.kv_s)
+        self.costs = replace(costs)
+        self._evictions = Evictions(clock, self.costs)
+        self.prefixes = PrefixCache(pool, self._evictions, self.costs)
         has_blocks = self.prefixes.cached
-        self.residency = Residency(pool, self._evictions, costs.adapter_s, lambda v: has_blocks(v) > 0, executor, wake)
+        self.residency = Residency(
+            pool, self._evictions, self.costs, clock, lambda v: has_blocks(v) > 0, executor, wake
+        )
         self._forgotten: WeakSet[Variant] = WeakSet()  # also of variants whose sequences are still waiting
 
     def can_start(self, seq: Sequence, spare: Collection[Variant], headroom: int) -> bool:

@@ -13,16 +13,16 @@ from collections.abc import Sequence as Tokens
 
 from readapt_runtime.engine.core import Block, Root, Variant
 from readapt_runtime.engine.pool import BLOCK_TOKENS, PageKind, PagePool, PoolCorrupt
-from readapt_runtime.engine.worth import Evictions
+from readapt_runtime.engine.worth import Costs, Evictions
 
 
 class PrefixCache:
     """Owns every KV page of the pool; the trees hold cached blocks, sequences hold all of theirs."""
 
-    def __init__(self, pool: PagePool, evictions: Evictions, kv_s: float) -> None:
+    def __init__(self, pool: PagePool, evictions: Evictions, costs: Costs) -> None:
         self._pool = pool
         self._evictions = evictions
-        self._kv_s = kv_s
+        self._costs = costs
         self._roots: dict[tuple[Variant | None, str], Root] = {}
         self._cached: dict[Variant | None, int] = {}
         self.idle = 0
@@ -65,7 +65,7 @@ class PrefixCache:
 
     def new(self) -> Block:
         """An empty block, used by one sequence; raises PoolExhausted."""
-        return Block(self._pool.allocate(PageKind.KV, 1), self._kv_s)
+        return Block(self._pool.allocate(PageKind.KV, 1), self._costs.kv_s)
 
     def release(self, blocks: Tokens[Block]) -> None:
         """A sequence works with these no longer: cached ones stay until their pages are wanted."""

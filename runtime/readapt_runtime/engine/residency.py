@@ -20,7 +20,7 @@ import torch
 from readapt_api.errors import ReadaptError
 from readapt_runtime.engine.core import ResidentAdapter, Variant
 from readapt_runtime.engine.pool import Entry, PageKind, PageOrder, PagePool, PoolCorrupt
-from readapt_runtime.engine.worth import Evictions, Heat
+from readapt_runtime.engine.worth import Costs, Evictions, Heat
 
 
 @dataclass(eq=False, slots=True)
@@ -31,7 +31,7 @@ class Slot:
     seconds_per_page: float
     users: int = 0
     heat: Heat = field(default_factory=Heat)
-    load: Future[None] | None = None
+    load: Future[float] | None = None
     """None once the pages are filled."""
 
     @property
@@ -54,7 +54,8 @@ class Residency:
         self,
         pool: PagePool,
         evictions: Evictions,
-        adapter_s: float,
+        costs: Costs,
+        clock: Callable[[], float],
         has_blocks: Callable[[Variant], bool],
         executor: Executor | None,
         wake: Callable[[], None],
@@ -62,7 +63,8 @@ class Residency:
         """Without an executor ``load`` copies at once; else ``wake`` is called, on another thread, when one ends."""
         self._pool = pool
         self._evictions = evictions
-        self._adapter_s = adapter_s
+        self._costs = costs
+        self._clock = clock
         self._has_blocks = has_blocks
         self._executor = executor
         self._wake = wake
@@ -110,15 +112,17 @@ class Residency:
         self.loads += 1
         load = slot.load = _started(self._executor, lambda: self._bring(slot.adapter))
         if load.done() and load.exception() is None:
-            self._arrive(slot)
+            self._arrive(slot, load)
         else:
             load.add_done_callback(lambda _: self._wake())
 
-    def _bring(self, adapter: ResidentAdapter) -> None:
-        """Run beside the engine's thread, which looks at the adapter when this has ended."""
+    def _bring(self, adapter: ResidentAdapter) -> float:
+        """Run beside the engine's thread, which looks at the adapter when this has ended; the seconds it took."""
+        started = self._clock()
         pages = adapter.variant.image.read()
         self._pool.write(adapter.entry, pages.here)
         adapter.shares = pages.shares
+        return self._clock() - started
 
     def settle(self) -> tuple[list[Variant], list[tuple[Variant, ReadaptError]]]:
         """Takes over the loads that ended: those that are resident, and those that failed and are absent again."""
@@ -127,7 +131,7 @@ class Residency:
         for slot, load in [(slot, slot.load) for slot in self._slots.values() if slot.load is not None]:
             if not load.done():
                 continue
-            self._arrive(slot)
+            self._arrive(slot, load)
             error = load.exception()
             if error is None:
                 ended.append(slot.variant)
@@ -180,10 +184,12 @@ class Residency:
         self.evict(self._slots[variant])
 
     def _cost(self, variant: Variant) -> float:
-        return math.inf if variant in self._preloaded else self._adapter_s
+        return math.inf if variant in self._preloaded else self._costs.adapter_s
 
-    def _arrive(self, slot: Slot) -> None:
+    def _arrive(self, slot: Slot, load: Future[float]) -> None:
         slot.load = None
+        if load.exception() is None:
+            self._costs.note_load(slot.num_pages, load.result())
         self.idle_pages += slot.num_pages
         self.offer(slot.variant)
 
@@ -193,14 +199,14 @@ class Residency:
         return tuple(self._pool.flat(entry, layer) for layer in range(self._pool.layout.num_layers))
 
 
-def _started(executor: Executor | None, copy: Callable[[], None]) -> Future[None]:
+def _started(executor: Executor | None, copy: Callable[[], float]) -> Future[float]:
     if executor is not None:
         return executor.submit(copy)
-    future: Future[None] = Future()
+    future: Future[float] = Future()
     try:
-        copy()
+        seconds = copy()
     except ReadaptError as error:
         future.set_exception(error)
     else:
-        future.set_result(None)
+        future.set_result(seconds)
     return future

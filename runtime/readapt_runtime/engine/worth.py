@@ -16,17 +16,28 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
+_KEPT = 0.8
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Costs:
-    """Seconds to have a page's content again."""
+    """Seconds to have a page's content again: guesses at first, then what was measured last."""
 
     kv_s: float = 0.008
-    """16 tokens at 2,000 prompt tokens a second."""
+    """16 tokens; at first at 2,000 prompt tokens a second."""
     adapter_s: float = 0.0005
-    """One page of an adapter, read and copied."""
+    """One page of an adapter, read and copied: a moving average over the loads, wherever their images were."""
     half_life_s: float = 60.0
     """A use counts half as much after this time."""
+
+    def note_kv(self, seconds: float) -> None:
+        """What a page of keys and values takes now; 0 says nothing."""
+        self.kv_s = seconds or self.kv_s
+
+    def note_load(self, pages: int, seconds: float) -> None:
+        """An adapter of ``pages`` came within ``seconds``; 0 says nothing."""
+        if pages and seconds > 0:
+            self.adapter_s = _KEPT * self.adapter_s + (1 - _KEPT) * seconds / pages
 
 
 class Heat:

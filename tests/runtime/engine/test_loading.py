@@ -10,9 +10,10 @@ from threading import Event
 import pytest
 
 from readapt_api.errors import Terminal
-from readapt_runtime.engine.core import DeadlineExceeded, Failure, Request, SamplingParams, Token, Variant
+from readapt_runtime.engine.core import Batch, DeadlineExceeded, Failure, Request, SamplingParams, Token, Variant
 from readapt_runtime.engine.engine import Engine
 from readapt_runtime.engine.limits import EngineLimits
+from readapt_runtime.engine.pool import BLOCK_TOKENS
 from readapt_runtime.engine.thread import EngineThread
 from readapt_runtime.model.adapter_image import HostPages
 from readapt_testing.tiny_engine import Answer, Later, Tiny, ask, run_to_idle
@@ -275,3 +276,30 @@ def _submit(thread: EngineThread, answer: Answer, done: Event, variant: Variant 
             done.set()
 
     thread.submit(Request((1, 2, 3), SamplingParams(6), emit, variant))
+
+
+def test_what_a_page_is_worth_follows_what_was_measured(tiny: Tiny) -> None:
+    now = [100.0]
+    engine = tiny.engine(clock=lambda: now[0])
+    costs, variant = engine.memory.costs, tiny.variant("r8")
+    guess = costs.adapter_s
+
+    def slow() -> HostPages:
+        now[0] += 10.0 * variant.image.num_pages
+        return variant.image.read()
+
+    ask(engine, [1, 2, 3], _reading(variant, slow), max_tokens=1)
+    run_to_idle(engine)
+    assert costs.adapter_s == pytest.approx(0.8 * guess + 0.2 * 10.0)
+
+    forward = engine._model.forward
+
+    def paced(batch: Batch) -> object:
+        now[0] += 0.5 * len(batch.token_ids)
+        return forward(batch)
+
+    engine._model.forward = paced  # type: ignore[method-assign, assignment]
+    ask(engine, [9] * 40, max_tokens=1)
+    run_to_idle(engine)
+    assert costs.kv_s == pytest.approx(0.5 * BLOCK_TOKENS)
+    assert EngineLimits().costs.kv_s != costs.kv_s, "of this engine alone"

@@ -79,21 +79,21 @@ class Later(Executor):
     """Runs what it was given when it is told to."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[Future[None], Callable[[], None]]] = []
+        self.waiting: list[tuple[Future[object], Callable[[], object]]] = []
 
     def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
-        future: Future[None] = Future()
+        future: Future[object] = Future()
         self.waiting.append((future, fn))
         return future
 
     def run_one(self, index: int = 0) -> None:
         future, fn = self.waiting.pop(index % len(self.waiting))
         try:
-            fn()
+            result = fn()
         except ReadaptError as error:
             future.set_exception(error)
         else:
-            future.set_result(None)
+            future.set_result(result)
 
 
 def build_tiny(root: Path) -> Tiny:
