@@ -7,19 +7,20 @@ which gets the base as bf16 GGUF and only what is greedy and without adapters. E
 run a process of its own, engines in turn; behind it half the distance between the largest and the smallest; ratios are
 taken run by run. Adapters are random, all different, on all linear modules. Nothing is reported unless Readapt's greedy
 tokens (float32, base and adapters mixed) are those of transformers + PEFT up to near-ties. A second table judges what
-every engine answered while it was timed.
+every engine answered while it was timed; the first one says *wrong* beside the speed of wrong answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import to_gguf
@@ -29,6 +30,7 @@ from processes import base_folder, positive
 from random_adapters import RANKS, write_random
 from workloads import WORKLOADS, Job, Workload
 
+from readapt_runtime.model.config import read_config
 from readapt_testing.tiny_llama import Oracle
 
 HERE = Path(__file__).parent
@@ -85,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs = {w: Job(str(told.base), folders(w, adapters), told.threads, w) for w in asked}
         found = {w: measure(job, engines, told.runs) for w, job in jobs.items()}
         verdicts = judge(told.base, jobs, found)
-    sys.stdout.write(f"{table(found, list(engines))}\n{verdict_table(verdicts)}")
+    sys.stdout.write(f"{table(found, list(engines), verdicts)}\n{verdict_table(verdicts)}")
     if told.out:
-        _keep(told.out, found)
+        _keep(told.out, found, verdicts)
     ours_wrong = any(verdict.wrong for (engine, _), verdict in verdicts.items() if engine == OURS)
     return 1 if ours_wrong or any(each.failed for each in found.values()) else 0
 
@@ -159,35 +161,15 @@ def _run(engine: Engine, job: Job) -> tuple[float, list[list[int]]]:
         raise EngineFailed(f"exit code {done.returncode}\n{done.stderr[-3000:]}")
     try:
         report = json.loads(done.stdout.strip().splitlines()[-1])
-        seconds, answers = float(report["seconds"]), list(report["answers"])
+        seconds, answers = float(report["seconds"]), [[int(token) for token in each] for each in report["answers"]]
     except (LookupError, TypeError, ValueError):
         raise EngineFailed(f"reported nothing: {done.stdout[-300:]!r}") from None
     if [len(answer) for answer in answers] != [job.workload.output_tokens] * job.workload.requests:
         raise EngineFailed(f"{[len(answer) for answer in answers]} tokens instead of {job.workload.output_tokens} each")
+    size = read_config(Path(job.base)).vocab_size
+    if strange := {token for answer in answers for token in answer if not 0 <= token < size}:
+        raise EngineFailed(f"answered {sorted(strange)}, and the base has {size} tokens")
     return sum(map(len, answers)) / seconds, answers
-
-
-def table(found: Mapping[Workload, Found], engines: Sequence[str]) -> str:
-    """A line per workload; peers with how many times as many tokens we made."""
-    lines = [["output tokens/s", OURS, "own W1 ÷ this"]]
-    for name in engines[1:]:
-        lines[0] += [name, f"we ÷ {name}"]
-    alone = next((each.rate(OURS) for w, each in found.items() if w == WORKLOADS[0]), None)
-    for w, each in found.items():
-        ours = each.rate(OURS)
-        line = [w.name, _cell(each, OURS), alone.per(ours).text(2) if alone and ours and w.ranks else "–"]
-        for name in engines[1:]:
-            theirs = each.rate(name)
-            line += [_cell(each, name), ours.per(theirs).text(2) if ours and theirs else "–"]
-        lines.append(line)
-    return markdown(lines)
-
-
-def _cell(each: Found, name: str) -> str:
-    if name in each.failed:
-        return "failed"
-    rate = each.rate(name)
-    return "–" if rate is None else rate.text(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,16 +187,44 @@ class Verdict:
     @classmethod
     def of(cls, requests: Sequence[Sequence[float]]) -> Verdict:
         """``requests``: the regrets of each answer."""
-        every = [worse for request in requests for worse in request]
-        wrong = sum(not max(request) <= LEAST_LIKELY for request in requests)
+        known = [[math.inf if math.isnan(worse) else worse for worse in request] for request in requests]
+        every = [worse for request in known for worse in request]
+        wrong = sum(max(request) > LEAST_LIKELY for request in known)
         return cls(len(every), sum(worse == 0 for worse in every), max(every), wrong)
 
 
-def judge(
-    base: Path, jobs: Mapping[Workload, Job], found: Mapping[Workload, Found]
-) -> dict[tuple[str, Workload], Verdict]:
+Verdicts = Mapping[tuple[str, Workload], Verdict]
+"""By engine and workload."""
+
+
+def table(found: Mapping[Workload, Found], engines: Sequence[str], verdicts: Verdicts) -> str:
+    """A line per workload; peers with how many times as many tokens we made."""
+
+    def cell(w: Workload, name: str) -> str:
+        if name in found[w].failed:
+            return "failed"
+        rate, verdict = found[w].rate(name), verdicts.get((name, w))
+        if rate is None:
+            return "–"
+        return f"{rate.text(0)} **wrong**" if verdict and verdict.wrong else rate.text(0)
+
+    lines = [["output tokens/s", OURS, "own W1 ÷ this"]]
+    for name in engines[1:]:
+        lines[0] += [name, f"we ÷ {name}"]
+    alone = next((each.rate(OURS) for w, each in found.items() if w == WORKLOADS[0]), None)
+    for w, each in found.items():
+        ours = each.rate(OURS)
+        line = [w.name, cell(w, OURS), alone.per(ours).text(2) if alone and ours and w.ranks else "–"]
+        for name in engines[1:]:
+            theirs = each.rate(name)
+            line += [cell(w, name), ours.per(theirs).text(2) if ours and theirs else "–"]
+        lines.append(line)
+    return markdown(lines)
+
+
+def judge(base: Path, jobs: Mapping[Workload, Job], found: Mapping[Workload, Found]) -> Verdicts:
     """Of the first requests of every greedy workload, by engine."""
-    oracle, verdicts = Oracle(base), {}
+    oracle, verdicts = Oracle(base), dict[tuple[str, Workload], Verdict]()
     for w, each in found.items():
         if w.temperature:
             continue
@@ -226,8 +236,13 @@ def judge(
     return verdicts
 
 
-def verdict_table(verdicts: Mapping[tuple[str, Workload], Verdict]) -> str:
-    heading = [f"greedy answers, {JUDGED} requests each", "engine", "the oracle's likeliest, %", "largest regret, nats"]
+def verdict_table(verdicts: Verdicts) -> str:
+    heading = [
+        f"greedy answers, up to {JUDGED} requests each",
+        "engine",
+        "the oracle's likeliest, %",
+        "largest regret, nats",
+    ]
     lines = [[*heading, f"requests with one above {LEAST_LIKELY:g}"]]
     for (name, w), v in verdicts.items():
         share = f"{100 * v.likeliest / v.tokens:.1f}"
@@ -235,14 +250,22 @@ def verdict_table(verdicts: Mapping[tuple[str, Workload], Verdict]) -> str:
     return markdown(lines)
 
 
-def _keep(out: Path, found: Mapping[Workload, Found]) -> None:
+def _keep(out: Path, found: Mapping[Workload, Found], verdicts: Verdicts) -> None:
+    """The numbers of every run, also of an engine that failed later; bars of those that did not fail."""
     from charts import plot_rates
 
-    record = {w.name: {"tokensPerSecond": each.rates, "failed": each.failed} for w, each in found.items()}
+    record = {
+        w.name: {
+            "tokensPerSecond": each.rates,
+            "failed": each.failed,
+            "judged": {name: asdict(verdict) for (name, at), verdict in verdicts.items() if at == w},
+        }
+        for w, each in found.items()
+    }
     (out / "decode.json").write_text(json.dumps(record, indent=1) + "\n")
-    plot_rates(
-        {w.name: {n: Measured(tuple(r)) for n, r in e.rates.items()} for w, e in found.items()}, out / "decode.svg"
-    )
+    bars = {w.name: {name: rate for name in each.rates if (rate := each.rate(name))} for w, each in found.items()}
+    if any(bars.values()):
+        plot_rates(bars, out / "decode.svg")
 
 
 if __name__ == "__main__":
