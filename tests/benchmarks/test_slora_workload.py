@@ -61,7 +61,7 @@ def test_what_makes_no_sense_is_refused(
 def test_a_server_is_asked_the_whole_workload_and_every_answer_has_its_length(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--settings", "S2", "--adapters", "6", "--vary", "cv=4", "--rate", "10", "--duration", "2"]
+    arguments = ["--settings", "S2", "--adapters", "6", "--vary", "cv=4", "--rate", "20", "--duration", "1"]
     arguments += ["--lengths", "0.05", "--runs", "2", "--pool", "16Mi", "--slo", "30"]
     arguments += ["--scratch", str(tmp_path), "--out", str(tmp_path / "out")]
 
@@ -69,13 +69,13 @@ def test_a_server_is_asked_the_whole_workload_and_every_answer_has_its_length(
 
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines[2:]] == [
-        "S2 (r 64/32/16/8), 6 adapters, alpha 1, cv 1, 10/s",
-        "S2 (r 64/32/16/8), 6 adapters, alpha 1, cv 4, 10/s",
+        "S2 (r 64/32/16/8), 6 adapters, alpha 1, cv 1, 20/s",
+        "S2 (r 64/32/16/8), 6 adapters, alpha 1, cv 4, 20/s",
     ]
     assert all(line[1:3] == ["Readapt", "40 / 40"] and line[-1] == "100 ± 0" for line in lines[2:])
     (usual, bursty) = json.loads((tmp_path / "out" / "slora.json").read_text())
     told = [outcome["tokens"] for run in usual["runs"]["Readapt"] for outcome in run]
-    profile = slora.Profile(6, rate=10.0, duration_s=2.0).scaled(lengths=0.05)
+    profile = slora.Profile(6, rate=20.0, duration_s=1.0).scaled(lengths=0.05)
     assert told == [a.output_tokens for seed in (42, 43) for a in slora.generate(profile, seed)]
     assert bursty["profile"]["cv"] == 4
     assert (tmp_path / "out" / "slora-1.svg").stat().st_size > 1000
