@@ -134,7 +134,7 @@ def test_a_place_in_the_pool_is_used_again_and_again(pod: Pod) -> None:
             torch.testing.assert_close(again[prompt][1], logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("name", "lora"), [(None, set()), ("r8", LORA), ("r64", set())], ids=str)
+@pytest.mark.parametrize(("name", "lora"), [(None, set()), ("r8", LORA), ("r64", set())], ids=["base", "r8", "r64"])
 def test_whose_kernels_compute(pod: Pod, monkeypatch: pytest.MonkeyPatch, name: str | None, lora: set[str]) -> None:
     """As seen on rank 0; the ranks compute fully sharded adapters together, by plain products."""
     launched: set[str] = set()
