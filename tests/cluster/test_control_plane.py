@@ -1,8 +1,6 @@
 """The control plane that other tests stand on: it boots, it behaves, and it leaves nothing running."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,8 +106,10 @@ def test_killed_test_process_leaves_no_component(tmp_path: Path) -> None:
     )
     argv = [sys.executable, "-c", script, str(tmp_path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"up\n"
-        assert len(of_state(PROGRAMS, [tmp_path])) == len(PROGRAMS)
-        os.kill(child.pid, signal.SIGKILL)
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"up\n"
+            assert len(of_state(PROGRAMS, [tmp_path])) == len(PROGRAMS)
+        finally:
+            child.kill()
     assert until(lambda: of_state(PROGRAMS, [tmp_path]) == [], 15)

@@ -152,6 +152,7 @@ def test_a_server_killed_at_random_is_followed_by_one_that_serves(tiny: Tiny, wh
         process.kill()
         for thread in threads:
             thread.join(60)
+            assert not thread.is_alive(), "no client hangs"
     wrong = [answer for answer in load.complete if answer[1] != whole[answer[0]]]
     assert wrong == [], f"killed {moment_s:.3f} s after the load began"
     with serve_process(_arguments(tiny)) as (_, addresses):
